@@ -1,0 +1,147 @@
+"""One process or many: who am I, and how do we add up.
+
+Works under ``torchrun`` (which passes rank and world size in the environment), under SLURM's
+``srun`` (``SLURM_PROCID`` and friends, as DeiT reads them) and in a single process, where every
+function below is free. torch is imported inside the functions so that the command line can ask
+for the rank without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vitcod_cli.errors import VitcodError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's global rank: from torchrun's or SLURM's environment, else 0."""
+    return _from_environment("RANK", "SLURM_PROCID", 0)
+
+
+def world_size() -> int:
+    """The number of processes of the run, else 1."""
+    return _from_environment("WORLD_SIZE", "SLURM_NTASKS", 1)
+
+
+def local_rank() -> int:
+    """The rank on this machine, which is also the number of its GPU."""
+    return _from_environment("LOCAL_RANK", "SLURM_LOCALID", 0)
+
+
+def is_main() -> bool:
+    """True on the one process that talks and writes."""
+    return rank() == 0
+
+
+def _from_environment(torchrun: str, slurm: str, default: int) -> int:
+    if torchrun in os.environ:
+        return int(os.environ[torchrun])
+    # A bare `sbatch` script also sets SLURM_NTASKS; only srun's steps are separate processes, and
+    # only a rendezvous address makes them one run.
+    if "SLURM_STEP_ID" in os.environ and "MASTER_ADDR" in os.environ and slurm in os.environ:
+        return int(os.environ[slurm])
+    return default
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the run's process group (NCCL on CUDA, gloo on the CPU) for the time of the block.
+
+    Raises:
+        VitcodError: if the other processes can't be reached.
+    """
+    import torch.distributed as dist
+
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RANK", str(rank()))
+    os.environ.setdefault("WORLD_SIZE", str(world_size()))
+    os.environ.setdefault("MASTER_PORT", "29500")
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(minutes=30),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise VitcodError(
+            f"The {world_size()} processes could not find each other ({error}); check MASTER_ADDR and "
+            "MASTER_PORT, or start them with --nproc-per-node or torchrun."
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """True inside a process group of more than one process."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum ``tensor`` over all processes, in place; returns it."""
+    import torch.distributed as dist
+
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+    """Copy ``tensor`` of process ``source`` to all, in place; returns it."""
+    import torch.distributed as dist
+
+    if is_distributed():
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def gather_objects(value: T) -> list[T]:
+    """``value`` of every process, by rank, on every process."""
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    import torch.distributed as dist
+
+    if is_distributed():
+        dist.barrier()
+
+
+def first_to_report() -> bool:
+    """True for the one process of the run that should print an error that it has met.
+
+    An error that all processes meet is said once; one that a single process meets is said too,
+    whichever rank it is. torchrun keeps a store alive for us to agree through.
+    """
+    if world_size() == 1:
+        return True
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return is_main()
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return bool(store.add("vitcod/errors", 1) == 1)
+    except RuntimeError:
+        return True

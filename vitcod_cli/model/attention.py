@@ -1,0 +1,155 @@
+"""timm's attention with a head auto-encoder before the product and a fixed sparse mask in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from vitcod_cli.artifacts.model_config import SvdType
+from vitcod_cli.model.auto_encoder import (
+    accurate_dtype,
+    compressed_heads,
+    fold_rows,
+    head_map,
+    init_published,
+    projections,
+)
+
+
+class SparseLowRankAttention(Attention):
+    """Multi-head self-attention whose Q and K may be low-rank over heads and whose pattern may be fixed.
+
+    Built by timm through its ``attn_layer`` argument; without auto-encoder and mask it computes
+    what timm's ``Attention`` computes. Parameter names are the published ones: ``encoder_q``,
+    ``decoder_q``, ``encoder_k``, ``decoder_k``.
+
+    Attributes:
+        svd_type: which projections have an auto-encoder.
+        keep: bool [H, N, N] or None; True = this query may look at this key. Part of the state
+            dict when set, so that a sparse model is one file.
+        record_reconstruction: when True, each forward leaves ``reconstruction_loss`` behind.
+        attention_sum: float64 [H, N, N] or None; when set, each forward adds its probabilities,
+            summed over the images of the batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.svd_type: SvdType = "none"
+        self.register_buffer("keep", None)
+        self.keep: Tensor | None
+        self.record_reconstruction = False
+        self.reconstruction_loss: Tensor | None = None
+        self.attention_sum: Tensor | None = None
+
+    # -- auto-encoder -------------------------------------------------------------------------
+
+    def add_auto_encoder(self, svd_type: SvdType) -> None:
+        """Give the projections of ``svd_type`` an auto-encoder with the published initialisation."""
+        self.svd_type = svd_type
+        hidden, like = compressed_heads(self.num_heads), self.qkv.weight
+        for letter in projections(svd_type):
+            encoder = nn.Linear(self.num_heads, hidden, device=like.device, dtype=like.dtype)
+            decoder = nn.Linear(hidden, self.num_heads, device=like.device, dtype=like.dtype)
+            init_published(encoder, decoder)
+            setattr(self, f"encoder_{letter}", encoder)
+            setattr(self, f"decoder_{letter}", decoder)
+
+    def auto_encoder(self, letter: str) -> tuple[nn.Linear, nn.Linear] | None:
+        """The (encoder, decoder) of ``"q"`` or ``"k"``, or None when it has none."""
+        encoder, decoder = getattr(self, f"encoder_{letter}", None), getattr(self, f"decoder_{letter}", None)
+        return None if encoder is None or decoder is None else (encoder, decoder)
+
+    @property
+    def foldable(self) -> bool:
+        """Whether the auto-encoder may be folded into qkv: not through a norm on Q and K."""
+        return isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
+
+    def folded_qkv(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [3*H*d, C] and bias of one projection that yields reconstructed Q and K, and V."""
+        weight, bias = self.qkv.weight, self.qkv.bias
+        if self.svd_type == "none":
+            return weight, bias
+        weights = list(weight.chunk(3))
+        biases = list(bias.chunk(3)) if bias is not None else [weight.new_zeros(self.attn_dim)] * 3
+        for index, letter in enumerate("qk"):
+            pair = self.auto_encoder(letter)
+            if pair is not None:
+                m, b = head_map(*pair)
+                folded, shift = fold_rows(weights[index], biases[index], m, b)
+                weights[index], biases[index] = folded.to(weight.dtype), shift.to(weight.dtype)
+        return torch.cat(weights), torch.cat(biases)
+
+    def _reconstruct(self, x: Tensor, letter: str) -> Tensor:
+        """``x`` [B, H, N, d] through its auto-encoder; leaves the loss when it is recorded."""
+        pair = self.auto_encoder(letter)
+        if pair is None:
+            return x
+        m, b = head_map(*pair)
+        flat = x.flatten(2)  # [B, H, N*d]
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = accurate_dtype(x)
+            x_hat = torch.baddbmm(b.to(dtype)[None, :, None], m.to(dtype).expand(len(x), -1, -1), flat.to(dtype))
+            if self.record_reconstruction:
+                error = torch.linalg.vector_norm(flat.to(dtype) - x_hat)
+                self.reconstruction_loss = (
+                    error if self.reconstruction_loss is None else self.reconstruction_loss + error
+                )
+        return x_hat.to(x.dtype).view(x.shape)
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, K (reconstructed) and V of tokens ``x`` [B, N, C], each [B, H, N, d]."""
+        self.reconstruction_loss = None
+        fold = self.foldable and not self.record_reconstruction
+        weight, bias = self.folded_qkv() if fold else (self.qkv.weight, self.qkv.bias)
+        qkv = F.linear(x, weight, bias)
+        q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if fold:
+            return q, k, v
+        q, k = self.q_norm(q), self.k_norm(k)
+        return self._reconstruct(q, "q"), self._reconstruct(k, "k"), v
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scaled attention logits [B, H, N, N] with -inf where the mask prunes."""
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        return logits if self.keep is None else logits.masked_fill(~self.keep, float("-inf"))
+
+    def output(self, x: Tensor, attended: Tensor) -> Tensor:
+        """From attended values [B, H, N, d] to the layer's output: merge heads, norm, gate, project."""
+        merged = attended.transpose(1, 2).reshape(*x.shape[:2], self.attn_dim)
+        merged = self.norm(merged)
+        if self.gate is not None:
+            merged = merged * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(merged))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attention over tokens ``x`` [B, N, C]; returns [B, N, C]. The mask is the fixed one.
+
+        Raises:
+            ValueError: if timm passes a mask of its own: two patterns at once mean nothing here.
+        """
+        if attn_mask is not None or is_causal:
+            raise ValueError("SparseLowRankAttention has its own fixed mask and takes no other")
+        q, k, v = self.heads(x)
+        if self.attention_sum is not None:
+            return self.output(x, self._collect(q, k, v))
+        mask = None if self.keep is None else self.keep[None]
+        dropout = self.attn_drop.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.output(x, attended)
+
+    def _collect(self, q: Tensor, k: Tensor, v: Tensor, chunk: int = 32) -> Tensor:
+        """Explicit attention that adds its probabilities to ``attention_sum``, in slices of the batch."""
+        assert self.attention_sum is not None
+        attended = []
+        # In slices: at batch 256 the probabilities of ViT-Base alone would take 500 MB.
+        for q_, k_, v_ in zip(q.split(chunk), k.split(chunk), v.split(chunk), strict=True):
+            probabilities = self.logits(q_, k_).float().softmax(dim=-1)
+            self.attention_sum += probabilities.sum(dim=0, dtype=torch.float64)
+            attended.append(probabilities.to(v.dtype) @ v_)
+        return torch.cat(attended)

@@ -1,0 +1,148 @@
+"""Build a timm model with our attention, and treat its attention layers as one list."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.attention import SparseLowRankAttention
+
+
+def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
+    """A timm Vision Transformer whose attention layers are ours, with random weights.
+
+    The model carries its ``config`` as ``model.vitcod_config``.
+
+    Args:
+        config: name, class count, image size, auto-encoder and further timm arguments.
+        drop_path: stochastic depth rate, for training.
+
+    Raises:
+        VitcodError: for an unknown name, arguments that timm refuses, or an architecture that is
+            not made of timm's plain ``Attention``.
+    """
+    check_architecture(config)
+    model = _create(config, attn_layer=SparseLowRankAttention, drop_path_rate=drop_path)
+    for attention in attentions(model):
+        attention.add_auto_encoder(config.svd_type)
+    model.vitcod_config = config  # type: ignore[assignment]
+    return model
+
+
+def check_architecture(config: ModelConfig) -> None:
+    """Raise a VitcodError unless ``config`` names a plain timm ViT that we can treat."""
+    if not timm.is_model(config.model):
+        raise VitcodError(_unknown_model(config.model))
+    with torch.device("meta"):
+        model = _create(config)
+    plain = [module for module in model.modules() if type(module) is Attention]
+    if isinstance(model, VisionTransformer) and plain:
+        other = [name for name, module in model.blocks.named_children() if not _has_attention(module)]
+        if not other:
+            return
+    raise VitcodError(
+        f"--model {config.model} can't be treated: it is a {type(model).__name__} whose blocks are not built "
+        "from timm's plain Attention (choose a DeiT or ViT model, such as deit_tiny_patch16_224)."
+    )
+
+
+def _has_attention(block: nn.Module) -> bool:
+    return any(type(module) is Attention for module in block.modules())
+
+
+def _unknown_model(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names."
+    return f"--model {name} is not a model that timm knows; {hint}"
+
+
+def _create(config: ModelConfig, **extra: Any) -> VisionTransformer:
+    # img_size is passed to ViTs only: other architectures refuse it, and are refused by name anyway.
+    kwargs: dict[str, Any] = {**config.model_kwargs, **extra, "num_classes": config.num_classes}
+    module = timm.models.model_entrypoint(config.model).__module__
+    if module.rsplit(".", 1)[-1] in ("vision_transformer", "deit", "vision_transformer_hybrid"):
+        kwargs["img_size"] = config.img_size
+    try:
+        return cast(VisionTransformer, timm.create_model(config.model, pretrained=False, **kwargs))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise VitcodError(f"timm can't build --model {config.model} with these --model-kwargs: {error}.") from error
+
+
+def model_config(model: nn.Module) -> ModelConfig:
+    """The config that ``model`` was built from."""
+    return cast(ModelConfig, model.vitcod_config)
+
+
+def default_img_size(name: str, model_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
+    """The image size (height, width) that the named timm model is made for."""
+    if not timm.is_model(name):
+        raise VitcodError(_unknown_model(name))
+    size = (model_kwargs or {}).get("img_size")
+    if size is None:
+        cfg = timm.get_pretrained_cfg(name)
+        return cast("tuple[int, int]", tuple(cfg.input_size[-2:])) if cfg is not None else (224, 224)
+    return (size, size) if isinstance(size, int) else cast("tuple[int, int]", tuple(size))
+
+
+def attentions(model: nn.Module) -> list[SparseLowRankAttention]:
+    """The attention layers of ``model``, first to last: the L of maps and masks."""
+    return [module for module in model.modules() if isinstance(module, SparseLowRankAttention)]
+
+
+def attention_shape(model: VisionTransformer) -> tuple[int, int, int, int]:
+    """(L, H, N, N) of the model's maps and masks."""
+    layers = attentions(model)
+    num_tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    return len(layers), layers[0].num_heads, num_tokens, num_tokens
+
+
+def set_keep_mask(model: VisionTransformer, keep: Tensor) -> None:
+    """Fix the attention pattern of every layer.
+
+    Args:
+        keep: bool [L, H, N, N]; True = this query may look at this key.
+
+    Raises:
+        VitcodError: if the shape is another model's, or a query may look at no key at all.
+    """
+    expected = attention_shape(model)
+    if tuple(keep.shape) != expected:
+        raise VitcodError(
+            f"--mask has the shape {_layers(tuple(keep.shape))} but {model_config(model).model} needs "
+            f"{_layers(expected)}; make the mask from an attention map of this model (vitcod dump-attn)."
+        )
+    empty = (~keep.any(dim=-1)).nonzero()
+    if len(empty):
+        layer, head, row = empty[0].tolist()
+        raise VitcodError(
+            f"--mask lets {len(empty)} queries look at no key at all (the first: block {layer}, head {head}, "
+            f"row {row}), which has no softmax; regenerate it, or check its polarity (a published .npy says "
+            "True = pruned, a vitcod mask says True = kept)."
+        )
+    for attention, layer_keep in zip(attentions(model), keep, strict=True):
+        attention.keep = layer_keep.to(attention.qkv.weight.device, torch.bool).contiguous()
+
+
+def clear_keep_mask(model: nn.Module) -> None:
+    """Let every query look at every key again."""
+    for attention in attentions(model):
+        attention.keep = None
+
+
+def keep_mask(model: nn.Module) -> Tensor | None:
+    """The mask of the whole model, bool [L, H, N, N] on the CPU, or None for a dense model."""
+    masks = [attention.keep.cpu() for attention in attentions(model) if attention.keep is not None]
+    return torch.stack(masks) if masks else None
+
+
+def _layers(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,55 @@
+"""How long work tells of itself, without knowing the console: a protocol and its silent form.
+
+The command line passes a Rich implementation (``commands/console.py``); tests and processes other
+than rank 0 pass :class:`SilentReporter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """One running piece of work."""
+
+    def advance(self, amount: float = 1, **figures: float | str) -> None:
+        """Go on by ``amount`` units; ``figures`` (``loss=1.08, lr=1e-4``) are shown beside the bar."""
+
+
+class Reporter(Protocol):
+    """Where messages to people go. Data goes to stdout by other ways, never through here."""
+
+    def info(self, text: str) -> None:
+        """Say one line."""
+
+    def warn(self, text: str) -> None:
+        """Say one line that should not be overlooked."""
+
+    def progress(
+        self, description: str, total: float | None, unit: str = "images"
+    ) -> AbstractContextManager[Progress]:
+        """Show the progress of ``total`` units (None: unknown) with speed and remaining time."""
+
+
+class _SilentProgress:
+    def advance(self, amount: float = 1, **figures: float | str) -> None:
+        pass
+
+
+class SilentReporter:
+    """Says nothing; remembers the warnings, for tests."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @contextmanager
+    def progress(self, description: str, total: float | None, unit: str = "images") -> Iterator[Progress]:
+        yield _SilentProgress()
