@@ -45,11 +45,13 @@ class SilentReporter:
         self.warnings: list[str] = []
 
     def info(self, text: str) -> None:
-        pass
+        """Drop the line."""
 
     def warn(self, text: str) -> None:
+        """Keep the line in ``warnings``."""
         self.warnings.append(text)
 
     @contextmanager
     def progress(self, description: str, total: float | None, unit: str = "images") -> Iterator[Progress]:
+        """Show nothing."""
         yield _SilentProgress()

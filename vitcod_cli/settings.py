@@ -59,7 +59,7 @@ def setting(
 
 def setting_info(field: dataclasses.Field[Any]) -> SettingInfo | None:
     """The :class:`SettingInfo` of a field made with :func:`setting`, its flag filled in, else None."""
-    info = field.metadata.get(_KEY)
+    info: SettingInfo | None = field.metadata.get(_KEY)
     if info is None:
         return None
     return dataclasses.replace(info, flag=info.flag or flag_of(field.name))

@@ -1,0 +1,1 @@
+"""Block-wise fitting of a compressed model to its dense teacher, without labels."""

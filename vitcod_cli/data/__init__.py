@@ -1,0 +1,1 @@
+"""Images in: data sets, labels, transforms, loaders."""

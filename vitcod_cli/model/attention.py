@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SvdType
@@ -116,7 +116,7 @@ class SparseLowRankAttention(Attention):
 
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled attention logits [B, H, N, N] with -inf where the mask prunes."""
-        logits = (q * self.scale) @ k.transpose(-2, -1)
+        logits: Tensor = (q * self.scale) @ k.transpose(-2, -1)
         return logits if self.keep is None else logits.masked_fill(~self.keep, float("-inf"))
 
     def output(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -125,7 +125,8 @@ class SparseLowRankAttention(Attention):
         merged = self.norm(merged)
         if self.gate is not None:
             merged = merged * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(merged))
+        projected: Tensor = self.proj_drop(self.proj(merged))
+        return projected
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attention over tokens ``x`` [B, N, C]; returns [B, N, C]. The mask is the fixed one.
@@ -148,7 +149,7 @@ class SparseLowRankAttention(Attention):
         assert self.attention_sum is not None
         attended = []
         # In slices: at batch 256 the probabilities of ViT-Base alone would take 500 MB.
-        for q_, k_, v_ in zip(q.split(chunk), k.split(chunk), v.split(chunk), strict=True):
+        for q_, k_, v_ in zip(*(torch.split(x, chunk) for x in (q, k, v)), strict=True):
             probabilities = self.logits(q_, k_).float().softmax(dim=-1)
             self.attention_sum += probabilities.sum(dim=0, dtype=torch.float64)
             attended.append(probabilities.to(v.dtype) @ v_)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -74,7 +74,8 @@ def _create(config: ModelConfig, **extra: Any) -> VisionTransformer:
     try:
         return cast(VisionTransformer, timm.create_model(config.model, pretrained=False, **kwargs))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise VitcodError(f"timm can't build --model {config.model} with these --model-kwargs: {error}.") from error
+        message = f"timm can't build --model {config.model} with these --model-kwargs: {error}."
+        raise VitcodError(message) from error
 
 
 def model_config(model: nn.Module) -> ModelConfig:

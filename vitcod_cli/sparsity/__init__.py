@@ -1,0 +1,1 @@
+"""Attention maps, masks made of them, and what they save."""

@@ -1,0 +1,1 @@
+"""The recipe, the trainer, its saved state, and evaluation."""
