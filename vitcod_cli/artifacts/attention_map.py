@@ -1,0 +1,73 @@
+"""The mean attention map of a model: what ``dump-attn`` writes and ``gen-mask`` reads. Imports numpy only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitcod_cli.artifacts.arrays import check_shape, is_npy, read_npy, wrong_file
+from vitcod_cli.artifacts.files import ATTENTION_MAP, checked_kind, open_safetensors, write_safetensors
+from vitcod_cli.errors import VitcodError
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Attention probabilities averaged over images.
+
+    Attributes:
+        attention: float32 [L, H, N, N]; rows sum to 1.
+        num_images: how many images were averaged (0: unknown, a published ``.npy``).
+        info: how it was made: ``model_config``, ``num_prefix_tokens``, ``made_from`` (sha256 of
+            the checkpoint), ...; empty for a published ``.npy``.
+    """
+
+    attention: np.ndarray
+    num_images: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -> AttentionMap:
+    """Read our attention map or a published ``.npy``.
+
+    Raises:
+        VitcodError: if the file is no attention map, or holds anything but finite probabilities.
+    """
+    if is_npy(path, flag):
+        attention, num_images, info = read_npy(path, flag), 0, {}
+        if attention.dtype.kind != "f":
+            raise wrong_file(path, flag, "an attention map")
+    else:
+        attention, num_images, info = _read_own(path, flag)
+    check_shape(attention.shape, path, flag, "an attention map")
+    # A NaN fails both comparisons, so two reductions see everything.
+    if not (attention.min() >= 0 and attention.max() < np.inf):
+        raise VitcodError(
+            f"{flag} {path} holds values that are negative or not finite, so it is no attention map; make it "
+            "again with vitcod dump-attn."
+        )
+    return AttentionMap(np.ascontiguousarray(attention, dtype=np.float32), num_images, info)
+
+
+def _read_own(path: str | os.PathLike[str], flag: str) -> tuple[np.ndarray, int, dict[str, Any]]:
+    with open_safetensors(path, flag=flag) as (handle, metadata):
+        info = checked_kind(metadata, path, kind=ATTENTION_MAP, flag=flag)
+        names = set(handle.keys())
+        if not {"attention", "num_images"} <= names or handle.get_slice("attention").get_dtype() != "F32":
+            raise VitcodError(f"{flag} {path} lacks its float32 attention; make it again with vitcod dump-attn.")
+        return handle.get_tensor("attention"), int(handle.get_tensor("num_images").reshape(-1)[0]), info
+
+
+def write_attention_map(path: str | os.PathLike[str], attention_map: AttentionMap) -> None:
+    """Write an attention map atomically.
+
+    Raises:
+        VitcodError: if the file can't be written; what was there is untouched.
+    """
+    tensors = {
+        "attention": np.asarray(attention_map.attention, dtype=np.float32),
+        "num_images": np.array([attention_map.num_images], dtype=np.int64),
+    }
+    write_safetensors(path, tensors, ATTENTION_MAP, attention_map.info)

@@ -1,0 +1,74 @@
+"""Which model: the options that all commands share. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.settings import Settings, setting
+
+PANEL = "Model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """Name and shape of the model; what is left out comes from the checkpoint."""
+
+    model: str | None = setting(
+        None,
+        "Any timm ViT name, such as deit_tiny_patch16_224; a checkpoint that names its own model needs none.",
+        panel=PANEL,
+        metavar="NAME",
+        show_default=False,
+    )
+    model_kwargs: list[str] = setting(
+        [],
+        "Further arguments of timm's model, as key=value (depth=6, qk_norm=True); may be repeated.",
+        panel=PANEL,
+        metavar="KEY=VALUE",
+        show_default=False,
+    )
+    num_classes: int | None = setting(
+        None,
+        "Number of classes; left out, the checkpoint's or the data set's.",
+        panel=PANEL,
+        minimum=0,
+        show_default=False,
+    )
+    img_size: int | None = setting(
+        None,
+        "Image size in pixels; left out, the checkpoint's or the model's own.",
+        panel=PANEL,
+        minimum=1,
+        show_default=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kwargs()
+
+    def kwargs(self) -> dict[str, Any]:
+        """``model_kwargs`` as a dictionary; values are Python literals, or strings where they are none.
+
+        Raises:
+            VitcodError: for an entry without ``=`` or a key given twice.
+        """
+        values: dict[str, Any] = {}
+        for entry in self.model_kwargs:
+            key, equals, text = entry.partition("=")
+            key = key.strip()
+            if not equals or not key.isidentifier():
+                raise VitcodError(f"--model-kwargs {entry} is not of the form key=value, such as depth=6.")
+            if key in values:
+                raise VitcodError(f"--model-kwargs names {key} twice; give it once.")
+            values[key] = _literal(text.strip())
+        return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
