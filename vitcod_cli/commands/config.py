@@ -1,0 +1,135 @@
+"""``--config FILE.yaml``: option values from a file, between the command line and the defaults."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.settings import Settings
+
+ABOUT = "about"
+"""Key of a run's ``config.yaml`` for what is no option (versions, checksums); ``--config`` skips it."""
+
+_NOT_RECORDED = ("resume", "overwrite")
+
+
+def config_of(*settings: Settings, about: dict[str, Any], **plain: Any) -> dict[str, Any]:
+    """What a run writes to ``config.yaml``: every option by name, and ``about``.
+
+    Given back with ``--config``, it repeats the run. How the run was started (``--resume``,
+    ``--overwrite``) is not part of it.
+    """
+    values = {key: value for group in settings for key, value in group.to_dict().items()}
+    values = {key: value for key, value in {**values, **plain}.items() if key not in _NOT_RECORDED}
+    return {**values, ABOUT: about}
+
+
+def read_config(context: typer.Context, value: str | None) -> str | None:
+    """Typer callback of ``--config``: the file's values become the defaults of this call.
+
+    Raises:
+        VitcodError: when the file can't be read, has a key that is no option of the command, or a
+            value of the wrong type.
+    """
+    if value is None or context.resilient_parsing:
+        return value
+    assert context.command.callback is not None
+    hints = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(context.command.callback).parameters.items()
+        if name not in ("context", "config")
+    }
+    # YAML allows any key; ours are option names, with dashes or underscores.
+    given = {str(key).replace("-", "_"): item for key, item in _load(value).items() if key != ABOUT}
+    for key in given:
+        if key not in hints:
+            raise VitcodError(_unknown_key(value, key, list(hints), str(context.info_name)))
+    context.default_map = {
+        key: _checked(item, hints[key], f"--config {value}: {key}")
+        for key, item in given.items()
+        if item is not None
+    }
+    return value
+
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=read_config,
+        help="YAML file of option values, such as a run's config.yaml; the command line goes first.",
+    ),
+]
+
+
+def _load(path: str) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise VitcodError(f"--config {path} can't be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise VitcodError(f"--config {path} is not valid YAML{where}: {_first_line(error)}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise VitcodError(f"--config {path} must hold lines like 'epochs: 10', not a {type(content).__name__}.")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "problem", None) or error).splitlines()[0]
+
+
+def _unknown_key(path: str, key: str, names: list[str], command: str) -> str:
+    close = difflib.get_close_matches(key, names, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"vitcod {command} --help lists the options."
+    return f"--config {path}: {key} is not an option of vitcod {command}; {hint}"
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the option's type ``hint``, or a VitcodError that begins with ``where``."""
+    if get_origin(hint) is Annotated:
+        return _checked(value, get_args(hint)[0], where)
+    if get_origin(hint) in (Union, UnionType):
+        [hint] = [choice for choice in get_args(hint) if choice is not type(None)]
+        return _checked(value, hint, where)
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise VitcodError(f"{where} must be a list, not {value!r}.")
+        return [_checked(item, get_args(hint)[0], where) for item in value]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise VitcodError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}, not {value!r}.")
+        return value
+    return _checked_scalar(value, hint, where)
+
+
+def _checked_scalar(value: Any, hint: Any, where: str) -> Any:
+    is_bool = isinstance(value, bool)
+    if hint is bool and is_bool:
+        return value
+    if hint is int and isinstance(value, int) and not is_bool:
+        return value
+    if hint is float and isinstance(value, (int, float, str)) and not is_bool:
+        try:
+            # From a string too: YAML 1.1 reads 1e-4 (no dot) as one.
+            return float(value)
+        except ValueError:
+            pass
+    if hint is str and isinstance(value, (str, int, float)) and not is_bool:
+        return str(value)
+    words = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
+    raise VitcodError(f"{where} must be {words}, not {value!r}.")

@@ -1,0 +1,61 @@
+"""Other spellings of our options: those of the published code, of DeiT and of timm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+PUBLISHED = {
+    "--mask-path": "--mask",
+    "--data-set": "--dataset",
+    "--input-size": "--img-size",
+    "--num-workers": "--workers",
+    "--finetune": "--init-from",
+}
+"""Names of the published code and of DeiT for what we call otherwise."""
+
+
+def canonical(
+    words: Sequence[str], flags: Collection[str], with_value: Collection[str], with_values: Collection[str]
+) -> list[str]:
+    """The command line in our own spelling; values are left as they are.
+
+    ``--info_cut 0.9`` becomes ``--info-cut 0.9``; the several values that one option may be
+    given (``--model-kwargs a=1 b=2``) become one option each.
+
+    Args:
+        words: the words after the command's name.
+        flags: every option of the command.
+        with_value: the options among them that take a value.
+        with_values: the options among these that may be given several times.
+    """
+    result: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*result, word, *rest]
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        flag = _own_name(name, flags)
+        result.append(flag + equals + value)
+        if flag in with_value and not equals and rest:
+            result.append(rest.pop(0))
+        if flag in with_values:
+            while rest and not _looks_like_option(rest[0]):
+                result += [flag, rest.pop(0)]
+    return result
+
+
+def _own_name(name: str, flags: Collection[str]) -> str:
+    dashed = name.replace("_", "-")
+    if dashed in flags:
+        return dashed
+    own = PUBLISHED.get(dashed)
+    return own if own is not None and own in flags else name
+
+
+def _looks_like_option(word: str) -> bool:
+    return re.match(r"-[^\d.]", word) is not None
