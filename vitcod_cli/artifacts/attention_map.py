@@ -35,8 +35,9 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
     Raises:
         VitcodError: if the file is no attention map, or holds anything but finite probabilities.
     """
+    num_images, info = 0, dict[str, Any]()
     if is_npy(path, flag):
-        attention, num_images, info = read_npy(path, flag), 0, {}
+        attention = read_npy(path, flag)
         if attention.dtype.kind != "f":
             raise wrong_file(path, flag, "an attention map")
     else:
@@ -66,7 +67,7 @@ def write_attention_map(path: str | os.PathLike[str], attention_map: AttentionMa
     Raises:
         VitcodError: if the file can't be written; what was there is untouched.
     """
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "attention": np.asarray(attention_map.attention, dtype=np.float32),
         "num_images": np.array([attention_map.num_images], dtype=np.int64),
     }

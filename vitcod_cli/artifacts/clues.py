@@ -35,7 +35,9 @@ def img_size_of(state_dict: Mapping[str, Any]) -> tuple[int, int] | None:
     if "pos_embed" not in state_dict or "patch_embed.proj.weight" not in state_dict:
         return None
     tokens, patch = state_dict["pos_embed"].shape[1], state_dict["patch_embed.proj.weight"].shape[-1]
-    prefix = sum(state_dict[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in state_dict)
+    prefix = sum(
+        state_dict[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in state_dict
+    )
     for patches in (tokens - prefix, tokens):  # position embeddings may leave the prefix tokens out
         side = math.isqrt(max(patches, 0))
         if side and side * side == patches:

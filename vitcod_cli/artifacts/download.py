@@ -56,7 +56,8 @@ def download(url: str, flag: str, reporter: Reporter) -> Path:
         except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
             reason = getattr(error, "reason", None) or error
             raise VitcodError(
-                f"{flag} {url} could not be downloaded ({reason}); check the address and the network, or give a file."
+                f"{flag} {url} could not be downloaded ({reason}); check the address and the network, or give a "
+                "file."
             ) from error
         if not digest.startswith(wanted):
             raise VitcodError(

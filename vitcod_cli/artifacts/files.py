@@ -82,8 +82,10 @@ def _sync(path: Path) -> None:
 def _cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
     kept = "the file that was there is untouched" if os.path.exists(path) else "nothing was written"
     if error.errno in _FULL:
-        reason = os.strerror(cast(int, error.errno))
-        return f"The disk is full: {path} could not be written ({reason}) and {kept}; free some space or choose another place."
+        return (
+            f"The disk is full: {path} could not be written ({os.strerror(error.errno)}) and {kept}; free some "
+            "space or choose another place."
+        )
     return f"Can't write {path} ({error.strerror or error}), {kept}; choose a place that you may write to."
 
 
@@ -148,7 +150,9 @@ class SafetensorsFile(NamedTuple):
 
 
 @contextmanager
-def open_safetensors(path: str | os.PathLike[str], *, flag: str, framework: str = "numpy") -> Iterator[SafetensorsFile]:
+def open_safetensors(
+    path: str | os.PathLike[str], *, flag: str, framework: str = "numpy"
+) -> Iterator[SafetensorsFile]:
     """Open a safetensors file for reading, ours or foreign.
 
     Raises:
@@ -164,7 +168,9 @@ def open_safetensors(path: str | os.PathLike[str], *, flag: str, framework: str 
         what = describe(path)
         if what is not None and what.suffix != ".safetensors":
             raise VitcodError(f"{flag} {path} is not a safetensors file: it seems to be {what}.") from error
-        message = f"{flag} {path} is not a whole safetensors file ({error}); it may have been cut short: make it again."
+        message = (
+            f"{flag} {path} is not a whole safetensors file ({error}); it may have been cut short: make it again."
+        )
         raise VitcodError(message) from error
 
 
@@ -182,7 +188,9 @@ def checked_kind(info: dict[str, Any], path: str | os.PathLike[str], *, kind: st
     """``info`` without ``format`` and ``version``, once it is known to be of this ``kind``."""
     if info.get("format") != kind:
         what = describe(path)
-        raise VitcodError(f"{flag} {path} is no vitcod {kind}: it seems to be {what or 'a file of something else'}.")
+        raise VitcodError(
+            f"{flag} {path} is no vitcod {kind}: it seems to be {what or 'a file of something else'}."
+        )
     return {key: value for key, value in info.items() if key not in ("format", "version")}
 
 

@@ -6,7 +6,6 @@ import argparse
 import os
 import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.errors import VitcodError
 
 
-def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def _allowed() -> list[Any]:
     """What published checkpoints hold beside tensors and plain containers, all of it mere data."""
     import pathlib
 
@@ -48,10 +47,12 @@ def load_pickled(path: Path, source: str, flag: str) -> Any:
     except pickle.UnpicklingError as error:
         refused = _refused(str(error))
         if refused is None:
-            raise VitcodError(f"{flag} {source} is not a checkpoint that can be read: {_first_line(error)}") from error
+            raise VitcodError(
+                f"{flag} {source} is not a checkpoint that can be read: {_first_line(error)}"
+            ) from error
         raise VitcodError(
-            f"{flag} {source} holds a Python object ({refused}) that could run code when loaded, so it is refused; "
-            "save its weights alone (torch.save of model.state_dict())."
+            f"{flag} {source} holds a Python object ({refused}) that could run code when loaded, so it is "
+            "refused; save its weights alone (torch.save of model.state_dict())."
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         message = f"{flag} {source} is not a whole PyTorch checkpoint ({_first_line(error)}); get it again."

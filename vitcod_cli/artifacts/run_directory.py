@@ -105,7 +105,9 @@ class RunDirectory:
                     line = line if file.read(1) == b"\n" else "\n" + line
                 file.write(line.encode())
         except OSError as error:
-            raise VitcodError(f"Can't write {path} ({error.strerror}); free some space and go on with --resume.") from error
+            raise VitcodError(
+                f"Can't write {path} ({error.strerror}); free some space and go on with --resume."
+            ) from error
 
     def _clear(self) -> None:
         for name in (CONFIG, METRICS, LAST, BEST, STATE):

@@ -1,0 +1,286 @@
+"""From a checkpoint to a model, and back: nothing is loaded that doesn't fit, nothing fitting is left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of, svd_type_of
+from vitcod_cli.artifacts.mask import read_mask
+from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.build import (
+    attention_shape,
+    build_model,
+    check_architecture,
+    default_img_size,
+    model_config,
+    set_keep_mask,
+)
+from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.reporting import Reporter
+
+HUB = "timm"
+"""The source that stands for the hub's pretrained weights."""
+
+
+def load_model(
+    settings: ModelSettings,
+    source: str | None,
+    *,
+    flag: str,
+    num_classes: int | None = None,
+    drop_path: float = 0.0,
+    reporter: Reporter,
+    mask: str | None = None,
+) -> VisionTransformer:
+    """Build the model that ``settings`` and the checkpoint at ``source`` describe, and load it.
+
+    Args:
+        settings: the user's words; they go before the checkpoint's.
+        source: path, ``https://`` address, ``timm`` (the hub's pretrained weights) or None (random weights).
+        flag: the option that ``source`` came from, for messages.
+        num_classes: class count of the data set, used when neither settings nor checkpoint say.
+        drop_path: stochastic depth rate, for training.
+        reporter: told what was changed on the way in (head, position embeddings).
+        mask: a mask file to apply on top (``--mask``).
+
+    Raises:
+        VitcodError: if the checkpoint can't be read or doesn't fit; the message lists what is amiss.
+    """
+    checkpoint = _read(settings, source, flag, reporter)
+    config = _resolve(settings, checkpoint, flag, num_classes)
+    model = build_model(config, drop_path=drop_path)
+    if checkpoint is not None:
+        _load(model, checkpoint, flag, reporter)
+        hint = checkpoint.info.get("args", {}).get("mask_path")
+        if hint and mask is None:
+            reporter.info(f"{checkpoint.source} was trained under the mask {hint}; give it with --mask.")
+    if mask is not None:
+        apply_mask(model, mask, "--mask")
+    return model
+
+
+def apply_mask(model: VisionTransformer, path: str | os.PathLike[str], flag: str = "--mask") -> None:
+    """Read a mask and fix it on ``model``.
+
+    Raises:
+        VitcodError: if it can't be read or is another model's.
+    """
+    set_keep_mask(model, torch.from_numpy(read_mask(path, flag).keep))
+
+
+def save_model(path: str | os.PathLike[str], model: nn.Module, info: Mapping[str, Any]) -> None:
+    """Write ``model`` (mask included) and its config as a checkpoint of ours, atomically."""
+    write_checkpoint(path, model.state_dict(), model_config(model), info)
+
+
+def _read(settings: ModelSettings, source: str | None, flag: str, reporter: Reporter) -> Checkpoint | None:
+    if source is None:
+        return None
+    if source != HUB:
+        return read_checkpoint(source, flag, reporter)
+    if settings.model is None:
+        raise VitcodError(f"{flag} {HUB} means the hub's weights of a model; name it with --model.")
+    return _pretrained(settings, flag)
+
+
+def _pretrained(settings: ModelSettings, flag: str) -> Checkpoint:
+    """The hub's weights of ``--model`` as timm loads them, at timm's own image size and class count."""
+    assert settings.model is not None
+    kwargs = {key: value for key, value in settings.kwargs().items() if key not in ("img_size", "num_classes")}
+    size = default_img_size(settings.model)
+    config = ModelConfig(model=settings.model, num_classes=1000, img_size=size, model_kwargs=kwargs)
+    check_architecture(config)
+    try:
+        model = timm.create_model(settings.model, pretrained=True, **kwargs)
+    # The hub's client and its HTTP library have error types of their own, and timm passes them all on.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise VitcodError(
+            f"{flag} {HUB} could not get the pretrained weights of {settings.model} ({reason}); check the network "
+            "and the name, or give a file."
+        ) from error
+    state_dict = model.state_dict()
+    config = config.changed(num_classes=class_count_of(state_dict))
+    return Checkpoint(state_dict, config, "timm", HUB, sha256="", info={})
+
+
+# -- which model ------------------------------------------------------------------------------
+
+
+def _resolve(
+    settings: ModelSettings, checkpoint: Checkpoint | None, flag: str, num_classes: int | None
+) -> ModelConfig:
+    """The config to build: the user's words, then the checkpoint's, then the data set's, then timm's."""
+    own = None if checkpoint is None else checkpoint.config
+    name = settings.model or (own.model if own else None)
+    if name is None or (settings.model is None and not timm.is_model(name)):
+        raise VitcodError(_no_name(checkpoint, name, flag))
+    kwargs = settings.kwargs()
+    classes = _one("--num-classes", settings.num_classes, kwargs.pop("num_classes", None))
+    size = _one("--img-size", settings.img_size, kwargs.pop("img_size", None))
+    # A name that timm doesn't know ("custom") still goes with the shape that its checkpoint has.
+    if own is not None and (name == own.model or not timm.is_model(own.model)):
+        kwargs = {**own.model_kwargs, **kwargs}
+        size = own.img_size if size is None else size
+    if classes is None and checkpoint is not None:
+        classes = own.num_classes if own else class_count_of(checkpoint.state_dict)
+    if classes is None:
+        classes = num_classes if num_classes is not None else _default_classes(name)
+    return ModelConfig(
+        model=name,
+        num_classes=classes,
+        img_size=default_img_size(name, kwargs) if size is None else _pair(size),
+        svd_type="none" if checkpoint is None else svd_type_of(checkpoint.state_dict),
+        model_kwargs=kwargs,
+    )
+
+
+def _no_name(checkpoint: Checkpoint | None, name: str | None, flag: str) -> str:
+    if checkpoint is None:
+        return "--model is needed: name a timm model, such as deit_tiny_patch16_224, or give a checkpoint."
+    says = (
+        "doesn't say which model it holds"
+        if name is None
+        else f"calls its model {name!r}, which timm doesn't know"
+    )
+    words = architecture_in_words(checkpoint.state_dict)
+    return f"{flag} {checkpoint.source} {says} ({words}); name the model with --model."
+
+
+def _one(flag: str, given: Any, in_kwargs: Any) -> Any:
+    """The value of an option that may also be among --model-kwargs, as in timm."""
+    if given is not None and in_kwargs is not None and given != in_kwargs:
+        raise VitcodError(f"{flag} {given} and --model-kwargs say different things ({in_kwargs}); give it once.")
+    return in_kwargs if given is None else given
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return int(height), int(width)
+
+
+def _default_classes(name: str) -> int:
+    cfg = timm.get_pretrained_cfg(name)
+    return int(cfg.num_classes) if cfg is not None else 1000
+
+
+# -- its tensors ------------------------------------------------------------------------------
+
+
+def _load(model: VisionTransformer, checkpoint: Checkpoint, flag: str, reporter: Reporter) -> None:
+    """Load all of ``checkpoint`` into ``model``, resampled and with a new head where sizes differ."""
+    where = f"{flag} {checkpoint.source}"
+    state_dict = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.state_dict.items()}
+    broken = [name for name, value in state_dict.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise VitcodError(
+            f"{where} has values that are not finite in {_some(broken)}; take an earlier checkpoint."
+        )
+    keep = _pop_keep(model, state_dict, where)
+    _renew_heads(model, state_dict, where, reporter)
+    state_dict = _resampled(model, state_dict, where, reporter)
+    _check_fit(model, state_dict, where)
+    model.load_state_dict(state_dict)
+    if keep is not None:
+        set_keep_mask(model, keep)
+
+
+def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: str) -> Tensor | None:
+    """Take the masks out of ``state_dict``: bool [L, H, N, N], or None for a dense checkpoint."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, SparseLowRankAttention)]
+    keys = [f"{name}.keep" for name in layers if f"{name}.keep" in state_dict]
+    if not keys:
+        return None
+    masks = [state_dict.pop(key) for key in keys]
+    expected = attention_shape(model)[1:]
+    wrong = next((m for m in masks if m.dtype != torch.bool or m.shape != expected), None)
+    if wrong is not None and wrong.shape[-1:] != expected[-1:]:
+        raise VitcodError(
+            f"{where} holds a mask for {wrong.shape[-1]} tokens, and {model_config(model).model} at this --img-size "
+            f"has {expected[-1]}; a sparse model keeps its image size: make a mask for the other size from the "
+            "model before the mask."
+        )
+    if wrong is not None or len(keys) != len(layers):
+        raise VitcodError(
+            f"{where} holds masks for {len(keys)} blocks, of {wrong.dtype if wrong is not None else 'bool'} "
+            f"{list(masks[0].shape)}, but the model has {len(layers)} blocks and needs bool {list(expected)}; "
+            "make the checkpoint again."
+        )
+    return torch.stack(masks)
+
+
+def _renew_heads(model: VisionTransformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter) -> None:
+    """Where the class count differs, put the model's own fresh heads in place of the checkpoint's."""
+    classes, found = model.num_classes, class_count_of(state_dict)
+    if classes == found:
+        return
+    names = [name for name in ("head", "head_dist") if hasattr(model, name)]
+    for key in [key for key in state_dict if key.rpartition(".")[0] in names]:
+        del state_dict[key]
+    state_dict.update({k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in names})
+    if classes:
+        reporter.info(f"{where} has {found} classes and the model {classes}: {' and '.join(names)} starts afresh.")
+    else:
+        reporter.info(f"{where} has {found} classes and the model none: its head is left out.")
+
+
+def _resampled(
+    model: VisionTransformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter
+) -> dict[str, Tensor]:
+    """Names and sizes as the model has them, through timm's own checkpoint filter."""
+    try:
+        filtered: dict[str, Tensor] = checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+    except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError, IndexError) as error:
+        _check_fit(model, state_dict, where)  # most often the names say it better
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VitcodError(f"{_misfit(model, state_dict, where)}: {reason}.") from error
+    changed = [
+        f"{name} from {list(state_dict[name].shape)} to {list(filtered[name].shape)}"
+        for name in ("pos_embed", "patch_embed.proj.weight")
+        if name in state_dict and name in filtered and state_dict[name].shape != filtered[name].shape
+    ]
+    if changed:
+        reporter.info(f"{where} is for another image or patch size: resampled {' and '.join(changed)}.")
+    return filtered
+
+
+def _check_fit(model: VisionTransformer, state_dict: dict[str, Tensor], where: str) -> None:
+    """Raise a VitcodError unless names and shapes are the model's, all of them."""
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected]
+    shapes = [
+        f"{name} {list(value.shape)} instead of {list(expected[name].shape)}"
+        for name, value in state_dict.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    parts = [
+        f"{len(names)} tensors {what} ({_some(names)})"
+        for names, what in (
+            (missing, "are missing"),
+            (unexpected, "are unexpected"),
+            (shapes, "have another shape"),
+        )
+        if names
+    ]
+    if parts:
+        raise VitcodError(f"{_misfit(model, state_dict, where)}: {', '.join(parts)}.")
+
+
+def _misfit(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> str:
+    words = architecture_in_words(state_dict)
+    return f"{where} doesn't fit --model {model_config(model).model} (the checkpoint: {words})"
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
