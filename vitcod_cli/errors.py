@@ -8,3 +8,7 @@ class VitcodError(Exception):
     it without a traceback and exits with code 1; anything else that escapes is a defect of ours
     and keeps its traceback.
     """
+
+
+class Interrupted(SystemExit):
+    """A signal stopped the run after its state was saved; the process ends with ``code`` (130, 143)."""

@@ -1,0 +1,180 @@
+"""Where and how a command computes: device, precision, threads, seeds, process group.
+
+torch is imported inside the functions, so that the settings can be shown by ``--help`` without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from vitcod_cli import distributed
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.settings import Settings
+from vitcod_cli.settings import setting as _setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+setting = partial(_setting, panel="Runtime")
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings(Settings):
+    """Options of every command that runs a model."""
+
+    device: str = setting("auto", "Device: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, ...")
+    precision: Precision = setting(
+        "auto", "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32."
+    )
+    seed: int = setting(0, "Seed of everything random.", minimum=0)
+    deterministic: bool = setting(False, "Only algorithms that give the same bits every time.")
+    compile: bool = setting(False, "Compile the model with torch.compile.")
+    channels_last: bool = setting(False, "Keep images channels-last in memory.")
+    threads: int | None = setting(None, "CPU threads of each process.", minimum=1, show_default="torch's choice")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The outcome of :class:`RuntimeSettings` on this machine.
+
+    Attributes:
+        settings: what was asked for.
+        device: where this process computes.
+        dtype: of the arithmetic inside :meth:`autocast`; weights stay float32.
+    """
+
+    settings: RuntimeSettings
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context that the model's forward and loss run in."""
+        import torch
+
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def prepare(self, model: ModuleT) -> ModuleT:
+        """``model`` moved to the device (in place), channels-last if asked for."""
+        import torch
+
+        model.to(self.device)
+        if self.settings.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+    def place(self, images: torch.Tensor) -> torch.Tensor:
+        """A batch of images [B, C, H, W] on the device, channels-last if asked for."""
+        import torch
+
+        if self.settings.channels_last:
+            return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return images.to(self.device, non_blocking=True)
+
+    def compiled(self, model: ModuleT) -> ModuleT:
+        """``model``, compiled in place when ``--compile`` is given; its parameter names stay."""
+        if self.settings.compile:
+            model.compile()
+        return model
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it (for time measurements)."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory(self) -> int:
+        """The most memory in use so far, in bytes: of the GPU, or of the process on the CPU."""
+        import torch
+
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def start(settings: RuntimeSettings) -> Iterator[Runtime]:
+    """Pick the device, seed everything, join the run's other processes for the time of the block.
+
+    Raises:
+        VitcodError: if the device isn't there, or there are more processes than GPUs.
+    """
+    import torch
+
+    device = _pick_device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        # cuBLAS reads this when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    seed_everything(settings.seed)
+    with distributed.process_group(device):
+        yield Runtime(settings, device, _pick_dtype(settings.precision, device))
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed the random generators of Python, NumPy and torch (all devices) from ``numbers``.
+
+    The trainer calls it before every step with (seed, epoch, step, rank): what is drawn in a step
+    then depends on nothing that happened before it, and a resumed run draws the same.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+def _pick_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise VitcodError(f"--device {name} is no device; use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise VitcodError(f"--device {name}: torch sees no CUDA GPU here; use --device cpu or auto.")
+        index = distributed.local_rank() if device.index is None else device.index
+        count = torch.cuda.device_count()
+        if index >= count:
+            raise VitcodError(
+                f"--device {name}: process {distributed.local_rank()} of this machine wants GPU {index} but "
+                f"there are {count}; start at most {count} processes a machine (--nproc-per-node)."
+            )
+        return torch.device("cuda", index)
+    return device
+
+
+def _pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    import torch
+
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]

@@ -1,0 +1,88 @@
+"""Accuracy and loss on a labelled data set, every image counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcod_cli import distributed
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        acc1, acc5: percent of images whose label is the first, among the first five (or all, with
+            fewer classes) choices.
+        loss: mean cross-entropy, in nats.
+        images: how many were counted.
+    """
+
+    acc1: float
+    acc5: float
+    loss: float
+    images: int
+
+    def line(self) -> str:
+        """``* Acc@1 81.576 Acc@5 95.214 loss 0.854``, as the published code prints it."""
+        return f"* Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f} loss {self.loss:.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: ``acc1``, ``acc5``, ``loss``, ``images``."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    runtime: Runtime,
+    reporter: Reporter,
+    description: str = "eval",
+) -> Evaluation:
+    """Run ``model`` over ``loader`` and count.
+
+    Each process counts its own images; the sums are added up at the end, so processes may have
+    different numbers of batches, or none. The model's training mode is restored.
+
+    Args:
+        loader: (images [B, C, H, W] normalised, targets int64 [B]) of this process.
+    """
+    training = model.training
+    model.eval()
+    # hits at 1 and 5, sum of losses, images. float64 is exact for counts up to 2^53.
+    sums = torch.zeros(4, dtype=torch.float64, device=runtime.device if runtime.device.type == "cuda" else "cpu")
+    try:
+        total = getattr(loader, "num_images", None)
+        with reporter.progress(description, total=total, unit="images") as progress:
+            for images, targets in loader:
+                with runtime.autocast():
+                    logits = model(runtime.place(images))
+                sums += _count(logits.float(), targets.to(logits.device)).to(sums.device)
+                progress.advance(len(targets))
+    finally:
+        model.train(training)
+    hits1, hits5, loss, images_seen = distributed.all_reduce_sum(sums).tolist()
+    count = max(images_seen, 1.0)
+    return Evaluation(100 * hits1 / count, 100 * hits5 / count, loss / count, int(images_seen))
+
+
+def _count(logits: Tensor, targets: Tensor) -> Tensor:
+    """Hits at 1, hits at 5, summed loss and number of images of a batch, float64 [4].
+
+    Args:
+        logits: float32 [B, classes]. targets: int64 [B].
+    """
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = top == targets[:, None]
+    loss = F.cross_entropy(logits, targets, reduction="none").double().sum()
+    count = torch.tensor(len(targets), dtype=torch.float64, device=logits.device)
+    return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss, count])
