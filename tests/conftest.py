@@ -44,7 +44,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random JPEGs in the ImageNet layout: 5 classes, 20 images in train/, 13 (odd) in val/. Don't write into it."""
+    """Random JPEGs in the ImageNet layout: 5 classes, 20 images in train/, 13 in val/. Don't write into it."""
     root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 13)):
         for index in range(count):

@@ -6,12 +6,14 @@ from collections import defaultdict
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from vitcod_cli import __version__
+from vitcod_cli.commands.config import type_hints
 from vitcod_cli.commands.eval import evaluate
 from vitcod_cli.commands.options import ARGUMENTS, Command, expand
 from vitcod_cli.commands.spelling import canonical
+from vitcod_cli.commands.values import as_type
 from vitcod_cli.distributed import is_main
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer gives it no public name
@@ -22,15 +24,18 @@ class VitcodCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Bring the words into our own spelling, then parse them as Typer does."""
-        params = [param for param in self.get_params(ctx) if param.param_type_name == "option"]
-        valued = [param for param in params if not getattr(param, "is_flag", False)]
+        options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
+        valued = [option for option in options if not option.is_flag]
         words = canonical(
             args,
-            flags={flag for param in params for flag in (*param.opts, *param.secondary_opts)},
-            with_value={flag for param in valued for flag in param.opts},
-            with_values={flag for param in valued if param.multiple for flag in param.opts},
+            flags={flag for option in options for flag in (*option.opts, *option.secondary_opts)},
+            with_value={flag for option in valued for flag in option.opts},
+            with_values={flag for option in valued if option.multiple for flag in option.opts},
         )
         ctx.meta[ARGUMENTS] = list(words)
+        hints = type_hints(ctx)
+        for option in options:
+            _read_plainly(option, hints.get(option.name, bool))  # of those not ours, --help is a flag
         try:
             return super().parse_args(ctx, words)
         except _UsageError:
@@ -62,7 +67,32 @@ class VitcodCommand(TyperCommand):
                 formatter.write_dl(panels[panel])
 
 
+class VitcodGroup(TyperGroup):
+    """The list of commands; its own options are flags."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, without its slow reading of values."""
+        for option in self.get_params(ctx):
+            _read_plainly(option, bool)
+        return super().parse_args(ctx, args)
+
+
+def _read_plainly(option: Any, hint: Any) -> None:
+    """Have Typer convert the values of ``option`` through ``as_type`` instead of pydantic."""
+
+    def process_value(ctx: Any, value: Any) -> Any:
+        try:
+            value = as_type(value, hint)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), ctx=ctx, param=option) from error
+        return value if option.callback is None else option.callback(ctx, option, value)
+
+    if not option.required:
+        option.process_value = process_value
+
+
 app = typer.Typer(
+    cls=VitcodGroup,
     name="vitcod",
     help="Make Vision Transformers sparse and low-rank: the ViTCoD method for DeiT and every plain timm ViT.",
     no_args_is_help=True,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
+from vitcod_cli.commands.values import as_type
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings
 
@@ -38,23 +38,26 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
     """
     if value is None or context.resilient_parsing:
         return value
-    assert context.command.callback is not None
-    hints = {
-        name: parameter.annotation
-        for name, parameter in inspect.signature(context.command.callback).parameters.items()
-        if name not in ("context", "config")
-    }
+    hints = type_hints(context)
     # YAML allows any key; ours are option names, with dashes or underscores.
     given = {str(key).replace("-", "_"): item for key, item in _load(value).items() if key != ABOUT}
     for key in given:
         if key not in hints:
             raise VitcodError(_unknown_key(value, key, list(hints), str(context.info_name)))
     context.default_map = {
+        # A null, as a run's config.yaml has for what wasn't given, leaves the default.
         key: _checked(item, hints[key], f"--config {value}: {key}")
         for key, item in given.items()
         if item is not None
     }
     return value
+
+
+def type_hints(context: typer.Context) -> dict[str, Any]:
+    """The type of each option of the context's command, by parameter name."""
+    assert context.command.callback is not None
+    parameters = inspect.signature(context.command.callback).parameters
+    return {name: item.annotation for name, item in parameters.items() if name not in ("context", "config")}
 
 
 ConfigOption = Annotated[
@@ -100,36 +103,7 @@ def _unknown_key(path: str, key: str, names: list[str], command: str) -> str:
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the option's type ``hint``, or a VitcodError that begins with ``where``."""
-    if get_origin(hint) is Annotated:
-        return _checked(value, get_args(hint)[0], where)
-    if get_origin(hint) in (Union, UnionType):
-        [hint] = [choice for choice in get_args(hint) if choice is not type(None)]
-        return _checked(value, hint, where)
-    if get_origin(hint) is list:
-        if not isinstance(value, list):
-            raise VitcodError(f"{where} must be a list, not {value!r}.")
-        return [_checked(item, get_args(hint)[0], where) for item in value]
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise VitcodError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}, not {value!r}.")
-        return value
-    return _checked_scalar(value, hint, where)
-
-
-def _checked_scalar(value: Any, hint: Any, where: str) -> Any:
-    is_bool = isinstance(value, bool)
-    if hint is bool and is_bool:
-        return value
-    if hint is int and isinstance(value, int) and not is_bool:
-        return value
-    if hint is float and isinstance(value, (int, float, str)) and not is_bool:
-        try:
-            # From a string too: YAML 1.1 reads 1e-4 (no dot) as one.
-            return float(value)
-        except ValueError:
-            pass
-    if hint is str and isinstance(value, (str, int, float)) and not is_bool:
-        return str(value)
-    words = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
-    raise VitcodError(f"{where} must be {words}, not {value!r}.")
+    try:
+        return as_type(value, hint)
+    except ValueError as error:
+        raise VitcodError(f"{where} {error}.") from error

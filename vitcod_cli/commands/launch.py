@@ -15,7 +15,6 @@ ProcessesOption = Annotated[
     typer.Option(
         "--nproc-per-node",
         metavar="N",
-        min=1,
         help="Processes to start on this machine (one per GPU), as torchrun does.",
         rich_help_panel="Runtime",
     ),
@@ -42,7 +41,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     logging.disable(logging.ERROR)
     words = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitcod_cli", *arguments]
     try:
-        torchrun.run(torchrun.parse_args(words))
+        torchrun.run(torchrun.parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         raise typer.Exit(code if code > 0 else 128 - code) from None

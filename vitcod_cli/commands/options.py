@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -40,10 +39,10 @@ def expand(function: Command, *, processes: bool = False) -> Command:
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type[Settings]] = {name: hint for name, hint in hints.items() if _is_settings(hint)}
+    options = {name: _options_of(group) for name, group in groups.items()}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        options = _options_of(groups[name]) if name in groups else [_keyword(name, parameter.default, hints[name])]
-        parameters += options
+        parameters += options.get(name) or [_keyword(name, parameter.default, hints[name])]
     if processes:
         parameters.append(_keyword("nproc_per_node", 1, ProcessesOption))
     parameters.append(_keyword("config", None, ConfigOption))
@@ -55,7 +54,7 @@ def expand(function: Command, *, processes: bool = False) -> Command:
     def command(*, context: typer.Context, config: str | None, nproc_per_node: int = 1, **values: Any) -> None:
         arguments: dict[str, Any] = {}
         for name, group in groups.items():
-            arguments[name] = group(**{option.name: values.pop(option.name) for option in _options_of(group)})
+            arguments[name] = group(**{option.name: values.pop(option.name) for option in options[name]})
         if nproc_per_node > 1 and not is_launched():
             launch(nproc_per_node, [str(context.info_name), *context.meta[ARGUMENTS]])
         else:
@@ -79,7 +78,6 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-@cache
 def _options_of(group: type[Settings]) -> list[inspect.Parameter]:
     hints = get_type_hints(group)
     return [
