@@ -29,8 +29,8 @@ class VitcodCommand(TyperCommand):
         words = canonical(
             args,
             flags={flag for option in options for flag in (*option.opts, *option.secondary_opts)},
-            with_value={flag for option in valued for flag in option.opts},
-            with_values={flag for option in valued if option.multiple for flag in option.opts},
+            values={flag: option.nargs for option in valued for flag in option.opts},
+            repeatable={flag for option in valued if option.multiple for flag in option.opts},
         )
         ctx.meta[ARGUMENTS] = list(words)
         hints = type_hints(ctx)
@@ -117,9 +117,10 @@ def _vitcod(
     pass
 
 
-def _register(name: str, function: Command, *, processes: bool = False) -> None:
-    settings = {"help_option_names": ["-h", "--help"]}
-    app.command(name, cls=VitcodCommand, context_settings=settings)(expand(function, processes=processes))
+def _register(name: str, function: Command, summary: str, *, processes: bool = False) -> None:
+    app.command(
+        name, cls=VitcodCommand, short_help=summary, context_settings={"help_option_names": ["-h", "--help"]}
+    )(expand(function, processes=processes))
 
 
-_register("eval", evaluate, processes=True)
+_register("eval", evaluate, "Acc@1, Acc@5 and loss of a checkpoint.", processes=True)

@@ -89,7 +89,9 @@ def _options_of(group: type[Settings]) -> list[inspect.Parameter]:
 
 def _option(field: Field[Any], info: SettingInfo, hint: Any) -> inspect.Parameter:
     """One Typer option. Ranges are left to the settings class: our words, exit code 1."""
-    flag = f"{info.flag}/--no-{info.flag.removeprefix('--')}" if hint is bool else info.flag
+    flag = info.flag
+    if hint is bool and not flag.startswith("--no-"):
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
     help = info.help
     if info.minimum is not None and info.maximum is not None:
         help = f"{help} ({info.minimum:g} to {info.maximum:g})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 PUBLISHED = {
     "--mask-path": "--mask",
@@ -16,7 +16,7 @@ PUBLISHED = {
 
 
 def canonical(
-    words: Sequence[str], flags: Collection[str], with_value: Collection[str], with_values: Collection[str]
+    words: Sequence[str], flags: Collection[str], values: Mapping[str, int], repeatable: Collection[str]
 ) -> list[str]:
     """The command line in our own spelling; values are left as they are.
 
@@ -26,8 +26,8 @@ def canonical(
     Args:
         words: the words after the command's name.
         flags: every option of the command.
-        with_value: the options among them that take a value.
-        with_values: the options among these that may be given several times.
+        values: how many values an option takes, for those that take any.
+        repeatable: the options among these that may be given several times.
     """
     result: list[str] = []
     rest = list(words)
@@ -41,9 +41,9 @@ def canonical(
         name, equals, value = word.partition("=")
         flag = _own_name(name, flags)
         result.append(flag + equals + value)
-        if flag in with_value and not equals and rest:
+        for _ in range(min(values.get(flag, 0) - len(equals), len(rest))):
             result.append(rest.pop(0))
-        if flag in with_values:
+        if flag in repeatable:
             while rest and not _looks_like_option(rest[0]):
                 result += [flag, rest.pop(0)]
     return result

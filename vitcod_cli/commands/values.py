@@ -1,7 +1,7 @@
 """Words and YAML values to the types of our options.
 
 Typer reads values through pydantic, whose import alone takes longer than a whole ``gen-mask``; our
-options need six types.
+options need a handful of types.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
 def as_type(value: Any, hint: Any) -> Any:
-    """``value`` as the type ``hint``: int, float, str, bool, a Literal, a list of these, or None too.
+    """``value`` as the type ``hint``: int, float, str, bool, a Literal, a list or tuple of these, or None too.
 
     Raises:
         ValueError: saying what was expected, such as ``must be a whole number, not 'many'``.
@@ -23,6 +23,10 @@ def as_type(value: Any, hint: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"must be a list, not {value!r}")
         return [as_type(item, get_args(hint)[0]) for item in value]
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(get_args(hint)):
+            raise ValueError(f"must be {len(get_args(hint))} values, not {value!r}")
+        return tuple(as_type(item, part) for item, part in zip(value, get_args(hint), strict=True))
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ValueError(f"must be one of {', '.join(map(str, get_args(hint)))}, not {value!r}")
