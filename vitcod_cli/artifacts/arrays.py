@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from vitcod_cli.artifacts.describe import describe
+from vitcod_cli.artifacts.describe import in_words
 from vitcod_cli.artifacts.files import checked_path
 from vitcod_cli.errors import VitcodError
 
@@ -42,5 +42,4 @@ def check_shape(array_shape: tuple[int, ...], path: str | os.PathLike[str], flag
 
 def wrong_file(path: str | os.PathLike[str], flag: str, noun: str) -> VitcodError:
     """The error for a file that is not ``noun``, saying what it seems to be."""
-    what = describe(path)
-    return VitcodError(f"{flag} {path} is not {noun}: it seems to be {what or 'a file of something else'}.")
+    return VitcodError(f"{flag} {path} is not {noun}: {in_words(path)}.")

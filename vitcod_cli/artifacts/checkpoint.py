@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +42,8 @@ class Checkpoint:
         layout: whose format the file has.
         source: the path or address it was read from.
         sha256: of the file.
-        info: the rest of what the file says: for ours the metadata, for a published one its ``args``
-            and ``epoch``.
+        info: the rest of what the file says: for ours the metadata, for a published one ``args`` (a
+            dictionary), ``epoch`` and ``left_out`` (names of what was not read).
     """
 
     state_dict: dict[str, Tensor]
@@ -63,9 +64,9 @@ def read_checkpoint(source: str | os.PathLike[str], flag: str, reporter: Reporte
     source = os.fspath(source)
     path = download(source, flag, reporter or SilentReporter()) if is_url(source) else checked_path(source, flag)
     what = describe(path)
-    if what is not None and what.suffix == ".safetensors":
+    if what is not None and what.container == "safetensors":
         return _read_safetensors(path, source, flag)
-    if what is not None and what.suffix != ".pth":
+    if what is not None and what.container != "torch":
         raise VitcodError(f"{flag} {source} is not a checkpoint: it seems to be {what}.")
     if path.suffix == ".safetensors":  # it has the name and not the content: let the reader say why
         with open_safetensors(path, flag=flag):
@@ -89,42 +90,42 @@ def _read_safetensors(path: Path, source: str, flag: str) -> Checkpoint:
 
 
 def _read_pickled(path: Path, source: str, flag: str) -> Checkpoint:
+    content = load_pickled(path, source, flag)
+    fields: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
+    # "model" is DeiT's and the published code's key for the weights, "state_dict" that of timm's training.
+    key = next((key for key in ("model", "state_dict") if isinstance(fields.get(key), Mapping)), None)
+    weights = content if key is None else fields[key]
+    if not _is_state_dict(weights):
+        raise VitcodError(f"{flag} {source} holds no model weights; give a checkpoint of a timm or DeiT model.")
+    weights, info = _unwrapped(weights), {} if key is None else _published_info(fields, key)
+    config = _published_config({"model": fields.get("arch"), **info.get("args", {})}, weights)
+    return Checkpoint(weights, config, "published" if key == "model" else "timm", source, sha256_of(path), info)
+
+
+def _is_state_dict(value: Any) -> bool:
     import torch
 
-    content = load_pickled(path, source, flag)
-    layout: Literal["published", "timm"] = "timm"
-    info: dict[str, Any] = {}
-    state_dict = content
-    if isinstance(content, Mapping):
-        for key in ("model", "state_dict"):
-            if isinstance(content.get(key), Mapping):
-                state_dict, layout = content[key], "published"
-                info = {name: content[name] for name in ("epoch",) if name in content}
-                info["args"] = _plain_args(content.get("args"))
-                break
-    if not (
-        isinstance(state_dict, Mapping)
-        and state_dict
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state_dict.items())
-    ):
-        raise VitcodError(f"{flag} {source} holds no model weights; give a checkpoint of a timm or DeiT model.")
-    weights = _unwrapped(state_dict)
-    config = _published_config(info.get("args") or {}, weights)
-    return Checkpoint(weights, config, layout, source, sha256_of(path), info)
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
 
 
-def _plain_args(args: Any) -> dict[str, Any]:
-    """An ``argparse.Namespace`` (or a dictionary) as a dictionary."""
-    if args is None:
-        return {}
-    return dict(args) if isinstance(args, Mapping) else dict(vars(args))
+def _published_info(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """``args`` as a dictionary, ``epoch``, and under ``left_out`` the names of what we have no use for."""
+    args = fields.get("args")
+    if isinstance(args, Namespace):
+        args = vars(args)
+    return {
+        "args": dict(args) if isinstance(args, Mapping) else {},
+        "epoch": fields.get("epoch"),
+        "left_out": [name for name in fields if name not in (key, "args", "epoch") and fields[name]],
+    }
 
 
 def _published_config(args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelConfig | None:
     """The model that a published checkpoint's ``args`` name, its shape read off the tensors."""
-    name = args.get("model")
-    size = args.get("input_size")
-    img_size = (size, size) if isinstance(size, int) else img_size_of(state_dict)
+    name, size, kwargs = args.get("model"), args.get("input_size"), args.get("model_kwargs")
+    img_size = img_size_of(state_dict) or ((size, size) if isinstance(size, int) else None)
     if not isinstance(name, str) or not name or img_size is None:
         return None
     return ModelConfig(
@@ -132,6 +133,7 @@ def _published_config(args: Mapping[str, Any], state_dict: Mapping[str, Tensor])
         num_classes=class_count_of(state_dict),
         img_size=img_size,
         svd_type=svd_type_of(state_dict),
+        model_kwargs=dict(kwargs) if isinstance(kwargs, Mapping) else {},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,43 +16,61 @@ MASK = "mask"
 RUN_STATE = "run-state"
 
 _FLAGS = {CHECKPOINT: "--checkpoint or --init-from", ATTENTION_MAP: "--attn-map", MASK: "--mask"}
-_NAMES = {CHECKPOINT: "checkpoint", ATTENTION_MAP: "attention map", MASK: "mask", RUN_STATE: "run state"}
+_ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
 class Description(NamedTuple):
-    """What a file seems to be: words for people, and the suffix such a file usually has."""
+    """What a file seems to be.
+
+    Attributes:
+        words: for people, with the option to give such a file by.
+        container: how it is stored.
+        kind: ``checkpoint``, ``attention-map``, ``mask``, ``run-state`` or None for anything else.
+        own: whether vitcod wrote it.
+    """
 
     words: str
-    suffix: str
+    container: Literal["safetensors", "npy", "torch", "zip"]
+    kind: str | None = None
+    own: bool = False
 
     def __str__(self) -> str:
         return self.words
 
 
 def describe(path: str | os.PathLike[str]) -> Description | None:
-    """What the file seems to be, with the option to give it by, or None when nothing is known of it."""
+    """What the file seems to be, or None when nothing is known of it (an old PyTorch file, say)."""
     try:
         with open(path, "rb") as file:
             start = file.read(8)
-            if start[:6] == b"\x93NUMPY":
+            if start.startswith(_NPY):
                 return _describe_array(path)
-            if start[:4] == b"PK\x03\x04":
+            if start.startswith(_ZIP):
                 return _describe_zip(path)
-            if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) < 100_000_000:
+            if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) <= _LARGEST_HEADER:
                 return _describe_safetensors(json.loads(file.read(size)))
-    except (OSError, ValueError, RecursionError):
-        pass
+    except Exception:  # a guess for a message must not fail, whatever the bytes are
+        return None
     return None
+
+
+def in_words(path: str | os.PathLike[str]) -> str:
+    """What the file seems to be, as the end of a sentence."""
+    return f"it seems to be {describe(path) or 'something else'}"
+
+
+def _described(words: str, container: Literal["safetensors", "npy", "torch"], kind: str, own: bool) -> Description:
+    return Description(f"{words}; give it as {_FLAGS[kind]}" if kind in _FLAGS else words, container, kind, own)
 
 
 def _describe_array(path: str | os.PathLike[str]) -> Description:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    shape = "[" + ", ".join(map(str, array.shape)) + "]"
     if array.ndim == 4 and array.dtype == np.bool_:
-        return Description("a published mask (.npy); give it as --mask", ".npy")
+        return _described("a published mask", "npy", MASK, own=False)
     if array.ndim == 4 and array.dtype.kind == "f":
-        return Description("a published attention map (.npy); give it as --attn-map", ".npy")
-    return Description(f"a numpy array of {array.dtype} {shape}", ".npy")
+        return _described("a published attention map", "npy", ATTENTION_MAP, own=False)
+    return Description(f"a numpy array of {array.dtype} {list(array.shape)}", "npy")
 
 
 def _describe_zip(path: str | os.PathLike[str]) -> Description:
@@ -61,20 +79,17 @@ def _describe_zip(path: str | os.PathLike[str]) -> Description:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
-        return Description("a PyTorch checkpoint; give it as --checkpoint or --init-from", ".pth")
+        return _described("a PyTorch checkpoint", "torch", CHECKPOINT, own=False)
     if names and all(name.endswith(".npy") for name in names):
-        return Description("an .npz archive of arrays; save one array with numpy.save instead", ".npz")
-    return Description("a zip archive", ".zip")
+        return Description("an .npz archive; save its one array with numpy.save instead", "zip")
+    return Description("a zip archive", "zip")
 
 
-def _describe_safetensors(header: dict[str, object]) -> Description | None:
+def _describe_safetensors(header: dict[str, object]) -> Description:
     metadata = header.get("__metadata__")
-    own = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    if own is not None:
-        kind = json.loads(own).get("format")
-        name, flag = _NAMES.get(kind, f"file of kind {kind}"), _FLAGS.get(kind)
-        return Description(f"a vitcod {name}" + (f"; give it as {flag}" if flag else ""), ".safetensors")
-    if any(".attn.qkv." in name for name in header):
-        words = "a plain checkpoint; give it as --checkpoint or --init-from"
-        return Description(words, ".safetensors")
-    return Description("a safetensors file that vitcod didn't make", ".safetensors") if header else None
+    if isinstance(metadata, dict) and METADATA_KEY in metadata:
+        kind = str(json.loads(metadata[METADATA_KEY])["format"])
+        return _described(f"a vitcod {kind.replace('-', ' ')}", "safetensors", kind, own=True)
+    if any(name.endswith(".weight") for name in header):
+        return _described("a plain checkpoint", "safetensors", CHECKPOINT, own=False)
+    return Description("a safetensors file that is not vitcod's", "safetensors")

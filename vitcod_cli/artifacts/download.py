@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import http.client
 import re
-import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vitcod_cli.artifacts.files import atomic_path, sha256_of
@@ -25,59 +26,101 @@ def is_url(source: str) -> bool:
 
 
 def download(url: str, flag: str, reporter: Reporter) -> Path:
-    """The local copy of ``url``; downloads it if there is none (or a damaged one).
+    """The local copy of ``url``; downloaded when there is none, or a damaged one.
+
+    Processes of one machine that ask for the same address wait for the first.
 
     Raises:
         VitcodError: if it isn't https, can't be reached, or its hash is another than its name says.
     """
     parts = urlsplit(url)
     if parts.scheme.lower() != "https":
-        raise VitcodError(
-            f"{flag} {url} is not an https:// address, and weights over {parts.scheme}:// can be tampered with "
-            "on the way; use https:// or download the file yourself."
-        )
+        raise VitcodError(f"{flag} {url} is not an https:// address; use one, or download the file yourself.")
     name = PurePosixPath(unquote(parts.path)).name
     if not name:
         raise VitcodError(f"{flag} {url} names no file; give the address of a checkpoint.")
-    import torch.hub
-
-    # Different addresses may end in the same name (".../resolve/main/model.safetensors").
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
     found = _HASH.search(name)
     wanted = found[1] if found else ""
-    target = folder / (name if wanted else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
-    if target.is_file() and (not wanted or sha256_of(target).startswith(wanted)):
-        return target
-    request = urllib.request.Request(url, headers={"User-Agent": "vitcod"})
-    with atomic_path(target) as temporary:
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                digest = _copy(answer, temporary, name, reporter)
-        except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise VitcodError(
-                f"{flag} {url} could not be downloaded ({reason}); check the address and the network, or give a "
-                "file."
-            ) from error
-        if not digest.startswith(wanted):
-            raise VitcodError(
-                f"{flag} {url} arrived damaged: its SHA-256 starts with {digest[:8]}, its name says {wanted}; "
-                "try again, or check where the address comes from."
-            )
+    # A name without a hash gets the address's: many addresses end in ".../model.safetensors".
+    target = _cache_folder() / (name if wanted else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
+    with _locked(target):
+        if not target.is_file() or not sha256_of(target).startswith(wanted):
+            _fetch(url, target, wanted, flag, reporter)
     return target
 
 
-def _copy(answer: IO[bytes], path: Path, name: str, reporter: Reporter) -> str:
-    length = getattr(answer, "length", None)
-    digest, received = hashlib.sha256(), 0
-    with open(path, "wb") as file, reporter.progress(f"download {name}", length, unit="bytes") as progress:
-        while chunk := answer.read(_CHUNK):
-            file.write(chunk)
-            digest.update(chunk)
-            received += len(chunk)
-            progress.advance(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
-    if length is not None and received != length:
-        raise EOFError(f"only {received} of {length} bytes came")
-    return digest.hexdigest()
+def _cache_folder() -> Path:
+    import torch.hub
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    from filelock import FileLock  # torch depends on it
+
+    lock = FileLock(f"{target}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        message = f"Can't download into {target.parent} ({error.strerror}); point TORCH_HOME to another folder."
+        raise VitcodError(message) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(url: str, target: Path, wanted: str, flag: str, reporter: Reporter) -> None:
+    """Download into ``target`` and check that the SHA-256 starts with ``wanted``."""
+    digest = hashlib.sha256()
+    with atomic_path(target) as temporary:
+        try:
+            # Read errors and write errors are both OSErrors: only the reading is in this try.
+            answer = _ask(url)
+            length, received = answer.length, 0
+            with (
+                open(temporary, "wb") as file,
+                reporter.progress(f"download {target.name}", length, "bytes") as bar,
+            ):
+                while chunk := _read(answer):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    received += len(chunk)
+                    bar.advance(len(chunk))
+            if length is not None and received != length:
+                raise _NetworkError(f"only {received} of {length} bytes came")
+        except _NetworkError as error:
+            raise VitcodError(
+                f"{flag} {url} could not be downloaded ({error}); check the address and the network, or give a "
+                "file."
+            ) from error
+        if not digest.hexdigest().startswith(wanted):
+            raise VitcodError(
+                f"{flag} {url} is not what its name says: its SHA-256 starts with {digest.hexdigest()[:8]}, not "
+                f"{wanted}; try again, or check where the address comes from."
+            )
+
+
+class _NetworkError(Exception):
+    """The other side failed, not our disk."""
+
+
+def _ask(url: str) -> Any:
+    request = urllib.request.Request(url, headers={"User-Agent": "vitcod"})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _NetworkError(str(getattr(error, "reason", None) or error)) from error
+    if not answer.geturl().lower().startswith("https://"):
+        raise _NetworkError(f"it leads to {answer.geturl()}, which is not https://")
+    return answer
+
+
+def _read(answer: Any) -> bytes:
+    try:
+        chunk: bytes = answer.read(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _NetworkError(str(error) or type(error).__name__) from error
+    return chunk

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from vitcod_cli.artifacts.describe import ATTENTION_MAP, CHECKPOINT, MASK, METADATA_KEY, RUN_STATE, describe
+from vitcod_cli.artifacts.describe import (
+    ATTENTION_MAP,
+    CHECKPOINT,
+    MASK,
+    METADATA_KEY,
+    RUN_STATE,
+    describe,
+    in_words,
+)
 from vitcod_cli.errors import VitcodError
 
 if TYPE_CHECKING:
@@ -166,7 +174,7 @@ def open_safetensors(
             yield SafetensorsFile(handle, _own_metadata(handle.metadata() or {}, path, flag))
     except (SafetensorError, OSError) as error:
         what = describe(path)
-        if what is not None and what.suffix != ".safetensors":
+        if what is not None and what.container != "safetensors":
             raise VitcodError(f"{flag} {path} is not a safetensors file: it seems to be {what}.") from error
         message = (
             f"{flag} {path} is not a whole safetensors file ({error}); it may have been cut short: make it again."
@@ -187,10 +195,7 @@ def read_safetensors_info(path: str | os.PathLike[str], *, kind: str, flag: str)
 def checked_kind(info: dict[str, Any], path: str | os.PathLike[str], *, kind: str, flag: str) -> dict[str, Any]:
     """``info`` without ``format`` and ``version``, once it is known to be of this ``kind``."""
     if info.get("format") != kind:
-        what = describe(path)
-        raise VitcodError(
-            f"{flag} {path} is no vitcod {kind}: it seems to be {what or 'a file of something else'}."
-        )
+        raise VitcodError(f"{flag} {path} is not a vitcod {kind.replace('-', ' ')}: {in_words(path)}.")
     return {key: value for key, value in info.items() if key not in ("format", "version")}
 
 

@@ -34,7 +34,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of :meth:`to_dict`; raises KeyError or TypeError on foreign content."""
+        """The inverse of :meth:`to_dict`; raises KeyError, TypeError or ValueError on foreign content."""
         names = ("model", "num_classes", "img_size", "svd_type", "model_kwargs")
         values = {name: values[name] for name in names if name in values}
-        return cls(**{**values, "img_size": tuple(values["img_size"])})
+        height, width = values["img_size"]
+        config = cls(**{**values, "img_size": (int(height), int(width))})
+        if not (isinstance(config.model, str) and isinstance(config.model_kwargs, dict)):
+            raise TypeError("model must be a name and model_kwargs a dictionary")
+        if not isinstance(config.num_classes, int) or config.svd_type not in SVD_TYPES:
+            raise ValueError("num_classes must be a number and svd_type a known one")
+        return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
 import re
@@ -73,5 +74,8 @@ def write_pickled(path: str | os.PathLike[str], content: Any) -> None:
     """``torch.save`` that replaces the file whole or not at all."""
     import torch
 
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+    # Through memory: torch hides a full disk behind an error of its own.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())

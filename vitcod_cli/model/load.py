@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of, svd_type_of
+from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
@@ -22,9 +22,11 @@ from vitcod_cli.model.build import (
     build_model,
     check_architecture,
     default_img_size,
+    keep_mask,
     model_config,
     set_keep_mask,
 )
+from vitcod_cli.model.resolve import resolve_config
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import Reporter
 
@@ -57,12 +59,11 @@ def load_model(
         VitcodError: if the checkpoint can't be read or doesn't fit; the message lists what is amiss.
     """
     checkpoint = _read(settings, source, flag, reporter)
-    config = _resolve(settings, checkpoint, flag, num_classes)
-    model = build_model(config, drop_path=drop_path)
+    model = build_model(resolve_config(settings, checkpoint, flag, num_classes), drop_path=drop_path)
     if checkpoint is not None:
-        _load(model, checkpoint, flag, reporter)
+        load_weights(model, checkpoint, flag=flag, reporter=reporter)
         hint = checkpoint.info.get("args", {}).get("mask_path")
-        if hint and mask is None:
+        if hint and mask is None and keep_mask(model) is None:
             reporter.info(f"{checkpoint.source} was trained under the mask {hint}; give it with --mask.")
     if mask is not None:
         apply_mask(model, mask, "--mask")
@@ -114,71 +115,15 @@ def _pretrained(settings: ModelSettings, flag: str) -> Checkpoint:
     return Checkpoint(state_dict, config, "timm", HUB, sha256="", info={})
 
 
-# -- which model ------------------------------------------------------------------------------
-
-
-def _resolve(
-    settings: ModelSettings, checkpoint: Checkpoint | None, flag: str, num_classes: int | None
-) -> ModelConfig:
-    """The config to build: the user's words, then the checkpoint's, then the data set's, then timm's."""
-    own = None if checkpoint is None else checkpoint.config
-    name = settings.model or (own.model if own else None)
-    if name is None or (settings.model is None and not timm.is_model(name)):
-        raise VitcodError(_no_name(checkpoint, name, flag))
-    kwargs = settings.kwargs()
-    classes = _one("--num-classes", settings.num_classes, kwargs.pop("num_classes", None))
-    size = _one("--img-size", settings.img_size, kwargs.pop("img_size", None))
-    # A name that timm doesn't know ("custom") still goes with the shape that its checkpoint has.
-    if own is not None and (name == own.model or not timm.is_model(own.model)):
-        kwargs = {**own.model_kwargs, **kwargs}
-        size = own.img_size if size is None else size
-    if classes is None and checkpoint is not None:
-        classes = own.num_classes if own else class_count_of(checkpoint.state_dict)
-    if classes is None:
-        classes = num_classes if num_classes is not None else _default_classes(name)
-    return ModelConfig(
-        model=name,
-        num_classes=classes,
-        img_size=default_img_size(name, kwargs) if size is None else _pair(size),
-        svd_type="none" if checkpoint is None else svd_type_of(checkpoint.state_dict),
-        model_kwargs=kwargs,
-    )
-
-
-def _no_name(checkpoint: Checkpoint | None, name: str | None, flag: str) -> str:
-    if checkpoint is None:
-        return "--model is needed: name a timm model, such as deit_tiny_patch16_224, or give a checkpoint."
-    says = (
-        "doesn't say which model it holds"
-        if name is None
-        else f"calls its model {name!r}, which timm doesn't know"
-    )
-    words = architecture_in_words(checkpoint.state_dict)
-    return f"{flag} {checkpoint.source} {says} ({words}); name the model with --model."
-
-
-def _one(flag: str, given: Any, in_kwargs: Any) -> Any:
-    """The value of an option that may also be among --model-kwargs, as in timm."""
-    if given is not None and in_kwargs is not None and given != in_kwargs:
-        raise VitcodError(f"{flag} {given} and --model-kwargs say different things ({in_kwargs}); give it once.")
-    return in_kwargs if given is None else given
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return int(height), int(width)
-
-
-def _default_classes(name: str) -> int:
-    cfg = timm.get_pretrained_cfg(name)
-    return int(cfg.num_classes) if cfg is not None else 1000
-
-
 # -- its tensors ------------------------------------------------------------------------------
 
 
-def _load(model: VisionTransformer, checkpoint: Checkpoint, flag: str, reporter: Reporter) -> None:
-    """Load all of ``checkpoint`` into ``model``, resampled and with a new head where sizes differ."""
+def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str, reporter: Reporter) -> None:
+    """Load all of ``checkpoint`` into ``model``, resampled and with a new head where sizes differ.
+
+    Raises:
+        VitcodError: if it doesn't fit, or holds values that are not finite; the model is as it was.
+    """
     where = f"{flag} {checkpoint.source}"
     state_dict = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.state_dict.items()}
     broken = [name for name, value in state_dict.items() if not torch.isfinite(value).all()]
@@ -206,8 +151,8 @@ def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: st
     wrong = next((m for m in masks if m.dtype != torch.bool or m.shape != expected), None)
     if wrong is not None and wrong.shape[-1:] != expected[-1:]:
         raise VitcodError(
-            f"{where} holds a mask for {wrong.shape[-1]} tokens, and {model_config(model).model} at this --img-size "
-            f"has {expected[-1]}; a sparse model keeps its image size: make a mask for the other size from the "
+            f"{where} holds a mask for {wrong.shape[-1]} tokens, and {model_config(model).model} of this size has "
+            f"{expected[-1]}; a sparse model keeps its image size: make a mask for the other size from the "
             "model before the mask."
         )
     if wrong is not None or len(keys) != len(layers):

@@ -1,0 +1,71 @@
+"""The published form of our files: ``.pth`` checkpoints and ``.npy`` arrays, written for the published code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcod_cli.artifacts.files import atomic_path
+from vitcod_cli.artifacts.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_npy(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """``numpy.save`` that replaces the file whole or not at all, under exactly this name."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def published_checkpoint(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, info: Mapping[str, Any], mask_path: str | None
+) -> dict[str, Any]:
+    """What the published code saves: ``model``, ``epoch``, and ``args`` as a namespace.
+
+    Args:
+        state_dict: the weights, without masks.
+        config: of the model; said in the words of the published options.
+        info: what our checkpoint says of itself; ``args`` of a once published file are kept.
+        mask_path: the mask's file, beside the checkpoint, or None for a dense model.
+    """
+    height, width = config.img_size
+    args = {
+        **info.get("args", {}),
+        "model": config.model,
+        "svd_type": None if config.svd_type == "none" else config.svd_type,
+        "nb_classes": config.num_classes,
+        "input_size": height if height == width else [height, width],
+    }
+    if config.model_kwargs:
+        args["model_kwargs"] = dict(config.model_kwargs)
+    if mask_path is not None:
+        args["mask_path"] = mask_path
+    # Tensors as they come from safetensors may be views of one file: clones are saved as themselves.
+    weights = OrderedDict((name, tensor.clone()) for name, tensor in state_dict.items())
+    return {"model": weights, "epoch": info.get("epoch") or 0, "args": argparse.Namespace(**args)}
+
+
+def mask_beside(path: str | os.PathLike[str], mask_path: Any) -> Path | None:
+    """The mask that a published checkpoint's ``args.mask_path`` names: as it stands, or beside the file."""
+    if not isinstance(mask_path, (str, os.PathLike)) or not os.fspath(mask_path):
+        return None
+    named, folder = Path(mask_path), Path(path).parent
+    return next((place for place in (folder / named, named, folder / named.name) if place.is_file()), None)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: what published ``args`` hold beside is turned to numbers, lists and words."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
