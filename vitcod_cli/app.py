@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Annotated, Any
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command
 
 from vitcod_cli import __version__
 from vitcod_cli.commands.config import type_hints
-from vitcod_cli.commands.eval import evaluate
-from vitcod_cli.commands.options import ARGUMENTS, Command, expand
+from vitcod_cli.commands.options import ARGUMENTS, expand
 from vitcod_cli.commands.spelling import canonical
 from vitcod_cli.commands.values import as_type
 from vitcod_cli.distributed import is_main
 
+
+class Entry(NamedTuple):
+    """A command: its function in ``commands/``, its line in the list, whether it runs a model."""
+
+    function: str
+    summary: str
+    processes: bool = False
+
+
+# A command's module is imported when the command is called for: the others cost nothing.
+COMMANDS = {
+    "finetune-dense": Entry("finetune_dense.finetune_dense", "Train or fine-tune the plain model.", True),
+    "finetune-lowrank": Entry(
+        "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder.", True
+    ),
+    "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask.", True),
+    "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint.", True),
+    "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
+}
+
+_HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer gives it no public name
 
 
@@ -58,23 +81,46 @@ class VitcodCommand(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                arguments = param.param_type_name == "argument"
-                panel = getattr(param, "rich_help_panel", None) or ("Arguments" if arguments else "Options")
-                panels[panel].append(record)
-        # Options of no panel are the general ones (--config, --help): last.
+                general = "Options" if isinstance(param, TyperOption) else "Arguments"
+                panels[getattr(param, "rich_help_panel", None) or general].append(record)
+        # What every command has (--config, --help) comes last.
         for panel in sorted(panels, key=lambda name: name == "Options"):
             with formatter.section(panel):
                 formatter.write_dl(panels[panel])
 
 
 class VitcodGroup(TyperGroup):
-    """The list of commands; its own options are flags."""
+    """The list of commands."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names, for suggestions
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands and their summaries, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Typer does, without its slow reading of values."""
+        """Parse as Typer does, but read the group's own options, all flags, plainly."""
         for option in self.get_params(ctx):
             _read_plainly(option, bool)
         return super().parse_args(ctx, args)
+
+
+@cache
+def _load(name: str) -> Any:
+    """The Typer command of ``COMMANDS[name]``."""
+    entry = COMMANDS[name]
+    module, function = entry.function.split(".")
+    callback = expand(getattr(import_module(f"vitcod_cli.commands.{module}"), function), processes=entry.processes)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, cls=VitcodCommand, short_help=entry.summary, context_settings=_HELP_FLAGS)(callback)
+    return get_command(single)
 
 
 def _read_plainly(option: Any, hint: Any) -> None:
@@ -98,7 +144,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP_FLAGS,
 )
 
 
@@ -115,12 +161,3 @@ def _vitcod(
     ] = False,
 ) -> None:
     pass
-
-
-def _register(name: str, function: Command, summary: str, *, processes: bool = False) -> None:
-    app.command(
-        name, cls=VitcodCommand, short_help=summary, context_settings={"help_option_names": ["-h", "--help"]}
-    )(expand(function, processes=processes))
-
-
-_register("eval", evaluate, "Acc@1, Acc@5 and loss of a checkpoint.", processes=True)

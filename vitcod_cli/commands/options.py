@@ -19,6 +19,7 @@ import typer
 
 from vitcod_cli.commands.config import ConfigOption
 from vitcod_cli.commands.launch import ProcessesOption, is_launched, launch
+from vitcod_cli.commands.values import bare
 from vitcod_cli.settings import SettingInfo, Settings, setting_info
 
 Command = Callable[..., None]
@@ -90,10 +91,10 @@ def _options_of(group: type[Settings]) -> list[inspect.Parameter]:
 def _option(field: Field[Any], info: SettingInfo, hint: Any) -> inspect.Parameter:
     """One Typer option. Ranges are left to the settings class: our words, exit code 1."""
     flag = info.flag
-    if hint is bool and not flag.startswith("--no-"):
+    if bare(hint) is bool and "/" not in flag and not flag.startswith("--no-"):
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     help = info.help
-    if info.minimum is not None and info.maximum is not None:
+    if info.minimum is not None and info.maximum is not None and info.maximum < 1e6:
         help = f"{help} ({info.minimum:g} to {info.maximum:g})"
     option = typer.Option(
         flag, help=help, metavar=info.metavar, show_default=info.show_default, rich_help_panel=info.panel

@@ -41,6 +41,8 @@ def canonical(
         name, equals, value = word.partition("=")
         flag = _own_name(name, flags)
         result.append(flag + equals + value)
+        if flag == "--resume" and rest[:1] == ["auto"]:
+            rest.pop(0)  # --resume is auto already
         for _ in range(min(values.get(flag, 0) - len(equals), len(rest))):
             result.append(rest.pop(0))
         if flag in repeatable:

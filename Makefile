@@ -1,0 +1,33 @@
+# Everything here uses .venv in the checkout, and makes it when it is missing or out of date.
+#   make demo        all four steps on real data, in three minutes
+#   make test        the tests
+#   make test-slow   the fault and fuzz suites
+#   make lint        ruff and mypy
+# Another interpreter: make PYTHON=python3.12 install
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: install demo test test-slow lint
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/vitcod demo --output-dir runs/demo --overwrite
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
