@@ -1,0 +1,80 @@
+"""Which number a class has: by an explicit map, by ImageNet's list, or by rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from vitcod_cli.errors import VitcodError
+
+IMAGENET_CLASSES = 1000
+
+
+@lru_cache(maxsize=1)
+def imagenet_labels() -> Mapping[str, int]:
+    """ImageNet-1k: wnid (``n01440764``) to label, from timm's list."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    names = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]
+    return {wnid: label for label, wnid in enumerate(names)}
+
+
+def label_map(classes: Iterable[str], num_classes: int | None) -> tuple[dict[str, int], int]:
+    """Labels of class folders, and the number of classes.
+
+    If all names are ImageNet wnids and the head has 1000 classes (or is yet to be chosen), they
+    are ImageNet's labels, whichever subset is there; else the rank among ``classes``.
+
+    Args:
+        classes: all classes, in order.
+        num_classes: outputs of the model, if known.
+    """
+    classes = list(classes)
+    if num_classes in (None, IMAGENET_CLASSES):
+        known = imagenet_labels()
+        if all(name in known for name in classes):
+            return {name: known[name] for name in classes}, IMAGENET_CLASSES
+    return {name: label for label, name in enumerate(classes)}, len(classes)
+
+
+def read_class_map(path: str) -> dict[str, int]:
+    """The class map of ``--class-map``: a text file with one class name a line, or a JSON object.
+
+    Raises:
+        VitcodError: if the file can't be read or says something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise VitcodError(
+            f"Can't read --class-map {path}: {reason}; it should hold one class name a line, "
+            "or a JSON object of name: label."
+        ) from error
+    if path.lower().endswith(".json"):
+        return _json_map(path, text)
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if not names or not all(names):
+        raise VitcodError(f"--class-map {path} has an empty line; it should hold one class name a line.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise VitcodError(f"--class-map {path} names the class {twice} twice; give each class one line.")
+    return {name: label for label, name in enumerate(names)}
+
+
+def _json_map(path: str, text: str) -> dict[str, int]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise VitcodError(f"--class-map {path} is not valid JSON ({error}).") from error
+    if (
+        not isinstance(values, dict)
+        or not values
+        or not all(type(label) is int and label >= 0 for label in values.values())
+    ):
+        raise VitcodError(
+            f"--class-map {path} should be a JSON object from class names to labels, whole numbers from 0."
+        )
+    return values

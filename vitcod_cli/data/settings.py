@@ -1,0 +1,75 @@
+"""Which images: the options that all commands share. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vitcod_cli.settings import Settings, setting
+
+PANEL = "Data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Where images come from and how they are read."""
+
+    data_path: str | None = setting(
+        None,
+        "Folder of the data set; for the ImageNet layout, the one that holds train/ and val/.",
+        metavar="FOLDER",
+        show_default=False,
+        panel=PANEL,
+    )
+    dataset: str = setting(
+        "",
+        "Kind of data set: left out, the ImageNet layout; digits (comes with vitcod); CIFAR10, CIFAR100, INAT, "
+        "INAT19 as in DeiT; or any timm name, such as torch/cifar10, hfds/NAME, wds/NAME.",
+        metavar="NAME",
+        show_default="ImageNet layout",
+        panel=PANEL,
+    )
+    train_split: str = setting("train", "Name of the training split.", metavar="NAME", panel=PANEL)
+    val_split: str = setting(
+        "validation",
+        "Name of the validation split (a folder may also be called val).",
+        metavar="NAME",
+        panel=PANEL,
+    )
+    class_map: str | None = setting(
+        None,
+        "Text file of class names, one a line, whose line numbers are the labels; or JSON, {name: label}.",
+        metavar="FILE",
+        show_default=False,
+        panel=PANEL,
+    )
+    inat_category: Literal["name", "genus", "family", "supercategory", "order", "class", "phylum", "kingdom"] = (
+        setting("name", "What iNaturalist pictures are classified by.", panel=PANEL)
+    )
+    download: bool = setting(
+        False, "Download a data set that isn't there (torch/, hfds/, hfids/, tfds/).", panel=PANEL
+    )
+    workers: int | None = setting(
+        None,
+        "Processes that read images, for each process that computes.",
+        minimum=0,
+        show_default="by core count",
+        panel=PANEL,
+    )
+    crop_pct: float | None = setting(
+        None,
+        "Share of the resized picture that the evaluation crop takes.",
+        minimum=0.01,
+        maximum=1.0,
+        show_default="224/256; 1 up to 32 pixels",
+        panel=PANEL,
+    )
+    interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = setting(
+        "bicubic", "How evaluation pictures are resized.", panel=PANEL
+    )
+    max_bad_images: int = setting(
+        10,
+        "Pictures that may turn out unreadable, each with a warning, before the run stops.",
+        minimum=0,
+        panel=PANEL,
+    )
