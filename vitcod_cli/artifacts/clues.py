@@ -46,15 +46,15 @@ def img_size_of(state_dict: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def architecture_in_words(state_dict: Mapping[str, Any]) -> str:
-    """Such as "12 blocks of width 192, patches of 16 pixels; deit_tiny_patch16_224 has these"."""
+    """Such as "12 blocks of width 192 and patches of 16 pixels, as deit_tiny_patch16_224 has"."""
     weight = state_dict.get("patch_embed.proj.weight")
     depth = depth_of(state_dict)
     if weight is None or weight.ndim != 4 or not depth:
-        return "not a Vision Transformer in timm's names"
+        return "no Vision Transformer in timm's names"
     width, patch = weight.shape[0], weight.shape[-1]
-    words = f"{depth} blocks of width {width}, patches of {patch} pixels"
+    words = f"{depth} blocks of width {width} and patches of {patch} pixels"
     name, size = _SIZES.get((width, depth)), img_size_of(state_dict)
     if name is None or patch != 16 or size not in ((224, 224), (384, 384)):
         return words
     distilled = "distilled_" if "dist_token" in state_dict else ""
-    return f"{words}; deit_{name}_{distilled}patch16_{size[0]} has these"
+    return f"{words}, as deit_{name}_{distilled}patch16_{size[0]} has"

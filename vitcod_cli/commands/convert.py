@@ -34,7 +34,7 @@ FLAG = "SOURCE"
 class ConvertSettings(Settings):
     """Which way to convert, and where to."""
 
-    to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.", panel="Output")
+    to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.", panel="Output")  # noqa: RUF009
     output: str | None = setting(
         None, "File to write; left out, beside the source.", panel="Output", metavar="FILE", show_default=False
     )
@@ -165,8 +165,8 @@ def _model_of(checkpoint: Checkpoint, mask: str | None, settings: ModelSettings)
     changed = [name for name, value in model.state_dict().items() if shapes.get(name) != value.shape]
     if changed:
         raise VitcodError(
-            f"Converting changes no tensor, but the model asked for needs another {changed[0]} than {checkpoint.source} has; "
-            "leave --num-classes out and give the checkpoint's own --img-size."
+            f"Converting changes no tensor, but the model asked for needs another {changed[0]} than "
+            f"{checkpoint.source} has; leave --num-classes out and give the checkpoint's own --img-size."
         )
     named = checkpoint.info.get("args", {}).get("mask_path") if checkpoint.layout == "published" else None
     found = mask or mask_beside(checkpoint.source, named)

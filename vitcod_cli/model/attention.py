@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class SparseLowRankAttention(Attention):
         record_reconstruction: when True, each forward leaves ``reconstruction_loss`` behind.
         attention_sum: float64 [H, N, N] or None; when set, each forward adds its probabilities,
             summed over the images of the batch.
+        token_observer: when set, each forward calls it with the layer's input [B, N, C] and the
+            Q and K [B, H, N, d] that go into the auto-encoders.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,6 +47,7 @@ class SparseLowRankAttention(Attention):
         self.record_reconstruction = False
         self.reconstruction_loss: Tensor | None = None
         self.attention_sum: Tensor | None = None
+        self.token_observer: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
     # -- auto-encoder -------------------------------------------------------------------------
 
@@ -105,13 +109,15 @@ class SparseLowRankAttention(Attention):
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K (reconstructed) and V of tokens ``x`` [B, N, C], each [B, H, N, d]."""
         self.reconstruction_loss = None
-        fold = self.foldable and not self.record_reconstruction
+        fold = self.foldable and not self.record_reconstruction and self.token_observer is None
         weight, bias = self.folded_qkv() if fold else (self.qkv.weight, self.qkv.bias)
         qkv = F.linear(x, weight, bias)
         q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if fold:
             return q, k, v
         q, k = self.q_norm(q), self.k_norm(k)
+        if self.token_observer is not None:
+            self.token_observer(x, q, k)
         return self._reconstruct(q, "q"), self._reconstruct(k, "k"), v
 
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
@@ -150,7 +156,8 @@ class SparseLowRankAttention(Attention):
         attended = []
         # In slices: at batch 256 the probabilities of ViT-Base alone would take 500 MB.
         for q_, k_, v_ in zip(*(torch.split(x, chunk) for x in (q, k, v)), strict=True):
-            probabilities = self.logits(q_, k_).float().softmax(dim=-1)
-            self.attention_sum += probabilities.sum(dim=0, dtype=torch.float64)
+            logits = self.logits(q_, k_)
+            probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
+            self.attention_sum += probabilities.detach().sum(dim=0, dtype=torch.float64)
             attended.append(probabilities.to(v.dtype) @ v_)
         return torch.cat(attended)

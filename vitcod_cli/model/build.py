@@ -45,8 +45,13 @@ def check_architecture(config: ModelConfig) -> None:
     plain = [module for module in model.modules() if type(module) is Attention]
     if isinstance(model, VisionTransformer) and plain:
         other = [name for name, module in model.blocks.named_children() if not _has_attention(module)]
-        if not other:
+        if not other and model.patch_embed.num_patches > 0:
             return
+        if not other:
+            size = "x".join(map(str, config.img_size))
+            raise VitcodError(
+                f"--img-size {size} is smaller than a patch of --model {config.model}; take a larger one."
+            )
     raise VitcodError(
         f"--model {config.model} can't be treated: it is a {type(model).__name__} whose blocks are not built "
         "from timm's plain Attention (choose a DeiT or ViT model, such as deit_tiny_patch16_224)."
@@ -73,8 +78,10 @@ def _create(config: ModelConfig, **extra: Any) -> VisionTransformer:
         kwargs["img_size"] = config.img_size
     try:
         return cast(VisionTransformer, timm.create_model(config.model, pretrained=False, **kwargs))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        message = f"timm can't build --model {config.model} with these --model-kwargs: {error}."
+    # timm checks few arguments itself: num_heads=0 divides by zero, act_layer=x is a KeyError.
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError) as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        message = f"timm can't build --model {config.model} with these --model-kwargs: {reason}."
         raise VitcodError(message) from error
 
 

@@ -209,22 +209,15 @@ def _check_fit(model: VisionTransformer, state_dict: dict[str, Tensor], where: s
         for name, value in state_dict.items()
         if name in expected and value.shape != expected[name].shape
     ]
-    parts = [
-        f"{len(names)} tensors {what} ({_some(names)})"
-        for names, what in (
-            (missing, "are missing"),
-            (unexpected, "are unexpected"),
-            (shapes, "have another shape"),
-        )
-        if names
-    ]
+    amiss = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    parts = [f"{len(names)} {what} ({_some(names)})" for what, names in amiss if names]
     if parts:
-        raise VitcodError(f"{_misfit(model, state_dict, where)}: {', '.join(parts)}.")
+        raise VitcodError(f"{_misfit(model, state_dict, where)}; tensors: {', '.join(parts)}.")
 
 
 def _misfit(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> str:
     words = architecture_in_words(state_dict)
-    return f"{where} doesn't fit --model {model_config(model).model} (the checkpoint: {words})"
+    return f"{where} doesn't fit --model {model_config(model).model} (the checkpoint has {words})"
 
 
 def _some(names: list[str], limit: int = 4) -> str:

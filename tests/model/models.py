@@ -1,0 +1,87 @@
+"""Small models of every kind that we treat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.build import attention_shape, attentions, build_model
+
+SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "class token": ("deit_tiny_patch16_224", {}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "pooled, no class token": ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
+    "registers": ("vit_tiny_patch16_224", {"reg_tokens": 4}),
+    "deit3": ("deit3_small_patch16_224", {}),
+    "query-key norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "no query-key-value bias": ("vit_tiny_patch16_224", {"qkv_bias": False}),
+    "even head count": ("deit_tiny_patch16_224", {"num_heads": 4}),
+    "one head": ("deit_tiny_patch16_224", {"num_heads": 1}),
+    "parallel blocks": ("vit_small_patch16_18x2_224", {}),
+}
+
+
+def config_of(kind: str, **values: Any) -> ModelConfig:
+    """The config of one of ``KINDS``, 32 x 32 pixels, 5 classes."""
+    name, kwargs = KINDS[kind]
+    config = ModelConfig(model=name, num_classes=5, img_size=(32, 32), model_kwargs={**SMALL, **kwargs})
+    return config.changed(**values)
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> VisionTransformer:
+    """Built and filled with weights large enough that attention is far from uniform; in eval mode."""
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    fill(model)
+    return model
+
+
+@torch.no_grad()
+def fill(model: VisionTransformer) -> None:
+    """Random weights of a size that makes every part of the model matter."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5 * (2 if "qkv" in name else 1))
+        elif "norm" not in name:
+            parameter.normal_(std=0.2)
+
+
+def timm_twin(model: VisionTransformer, config: ModelConfig) -> VisionTransformer:
+    """The same weights in timm's own, untreated model."""
+    twin = timm.create_model(
+        config.model, num_classes=config.num_classes, img_size=config.img_size, **config.model_kwargs
+    )
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+def random_keep(model: VisionTransformer, share: float = 0.4, seed: int = 0) -> Tensor:
+    """A mask [L, H, N, N] that keeps about ``share`` and the diagonal."""
+    shape = attention_shape(model)
+    keep = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
+    return keep | torch.eye(shape[-1], dtype=torch.bool)
+
+
+def collect(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and the attention map [L, H, N, N], through the path that collects probabilities."""
+    shape = attention_shape(model)[1:]
+    for layer in attentions(model):
+        layer.attention_sum = torch.zeros(shape, dtype=torch.float64)
+    logits = model(images)
+    sums = [layer.attention_sum for layer in attentions(model)]
+    for layer in attentions(model):
+        layer.attention_sum = None
+    return logits, torch.stack([total for total in sums if total is not None]) / len(images)
+
+
+def first(model: VisionTransformer) -> SparseLowRankAttention:
+    """The first attention layer."""
+    return attentions(model)[0]

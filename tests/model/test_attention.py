@@ -1,0 +1,239 @@
+"""Our attention against timm's, against plain formulas, and its own paths against each other."""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+from models import KINDS, collect, config_of, first, random_keep, random_model, timm_twin
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
+from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.auto_encoder import compressed_heads, projections
+from vitcod_cli.model.build import attention_shape, attentions, set_keep_mask
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def plain_attention(layer: SparseLowRankAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The method by its definition: output, probabilities [B, H, N, N], reconstruction loss."""
+    batch, tokens, _ = x.shape
+    q, k, v = layer.qkv(x).reshape(batch, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = layer.q_norm(q), layer.k_norm(k)
+    loss = x.new_zeros(())
+    hats = []
+    for letter, original in (("q", q), ("k", k)):
+        hat = original
+        if letter in projections(layer.svd_type):
+            encoder, decoder = getattr(layer, f"encoder_{letter}"), getattr(layer, f"decoder_{letter}")
+            hat = decoder(encoder(original.movedim(1, -1))).movedim(-1, 1)
+            loss = loss + (original - hat).pow(2).sum().sqrt()
+        hats.append(hat)
+    logits = hats[0] @ hats[1].transpose(-1, -2) / original.shape[-1] ** 0.5
+    if layer.keep is not None:
+        logits = torch.where(layer.keep, logits, -torch.inf)
+    probabilities = logits.softmax(-1)
+    return layer.proj((probabilities @ v).transpose(1, 2).flatten(2)), probabilities, loss
+
+
+def tokens_for(layer: SparseLowRankAttention, count: int = 17) -> Tensor:
+    return torch.randn(2, count, layer.qkv.in_features, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_mask_and_auto_encoder_it_is_timms(kind: str, images: Tensor) -> None:
+    config = config_of(kind)
+    model = random_model(config)
+    expected = timm_twin(model, config)(images)
+    torch.testing.assert_close(model(images), expected, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "svd_type", "masked"), list(product(KINDS, SVD_TYPES, (False, True))))
+def test_every_path_is_the_definition(kind: str, svd_type: SvdType, masked: bool) -> None:
+    """Folded and fused, unfolded and fused, unfolded and explicit: one function."""
+    model = random_model(config_of(kind, svd_type=svd_type)).double()
+    if masked:
+        set_keep_mask(model, random_keep(model))
+    layer = first(model)
+    x = tokens_for(layer, attention_shape(model)[-1]).double()
+    output, probabilities, loss = plain_attention(layer, x)
+    torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+    assert layer.reconstruction_loss is None
+    layer.record_reconstruction = True
+    torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+    if svd_type == "none":
+        assert layer.reconstruction_loss is None
+    else:
+        torch.testing.assert_close(layer.reconstruction_loss, loss, rtol=1e-12, atol=0)
+    layer.attention_sum = torch.zeros(probabilities.shape[1:], dtype=torch.float64)
+    torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(layer.attention_sum, probabilities.sum(0), rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("svd_type", SVD_TYPES)
+def test_auto_encoders_treat_what_their_name_says(svd_type: SvdType) -> None:
+    layer = first(random_model(config_of("class token", svd_type=svd_type)))
+    dense = copy.deepcopy(layer)
+    dense.svd_type = "none"
+    for letter in projections(svd_type):
+        delattr(dense, f"encoder_{letter}")
+        delattr(dense, f"decoder_{letter}")
+    x = tokens_for(layer)
+    changed = [not torch.equal(a, b) for a, b in zip(layer.heads(x), dense.heads(x), strict=True)]
+    assert changed == ["q" in svd_type[3:].rpartition("_")[2], svd_type.endswith("k"), False]
+
+
+@torch.no_grad()
+def test_a_bottleneck_that_holds_everything_changes_nothing(images: Tensor) -> None:
+    """Heads 2 and 3 as mixtures of heads 0 and 1, for which 2 of 4 dimensions are enough."""
+    config = config_of("even head count", svd_type="mix_head_fc_qk")
+    model = random_model(config)
+    mixture = torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    for layer in attentions(model):
+        for index, letter in enumerate("qk"):
+            for parameter in (layer.qkv.weight, layer.qkv.bias):
+                rows = parameter.chunk(3)[index].view(4, -1)
+                rows[2:] = mixture @ rows[:2]
+            encoder, decoder = layer.auto_encoder(letter) or pytest.fail("no auto-encoder")
+            encoder.weight.copy_(torch.eye(2, 4))
+            decoder.weight.copy_(torch.cat([torch.eye(2), mixture]))
+            encoder.bias.copy_(torch.tensor([0.7, -0.4]))
+            decoder.bias.copy_(-decoder.weight @ encoder.bias)
+    dense = config.changed(svd_type="none")
+    weights = {k: v for k, v in model.state_dict().items() if "coder_" not in k}
+    twin = random_model(dense)
+    twin.load_state_dict(weights)
+    torch.testing.assert_close(model(images), twin(images), rtol=1e-5, atol=1e-5)
+    for layer in attentions(model):
+        layer.record_reconstruction = True
+    torch.testing.assert_close(model(images), twin(images), rtol=1e-5, atol=1e-5)
+    for layer in attentions(model):
+        assert layer.reconstruction_loss is not None
+        assert layer.reconstruction_loss < 1e-4
+
+
+@pytest.mark.parametrize(("heads", "hidden"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (12, 6)])
+def test_the_bottleneck_is_half_of_the_heads_rounded_up(heads: int, hidden: int) -> None:
+    config = config_of("class token", svd_type="mix_head_fc_k")
+    config = config.changed(model_kwargs={**config.model_kwargs, "embed_dim": 60, "num_heads": heads})
+    layer = first(random_model(config))
+    assert compressed_heads(heads) == hidden
+    assert layer.encoder_k.weight.shape == (hidden, heads)
+    assert layer.decoder_k.weight.shape == (heads, hidden)
+    assert not hasattr(layer, "encoder_q")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["class token", "distilled", "pooled, no class token", "registers"])
+def test_attention_map_rows_sum_to_one_and_pruned_keys_get_nothing(kind: str, images: Tensor) -> None:
+    model = random_model(config_of(kind, svd_type="mix_head_fc_qk"))
+    prefix = {"class token": 1, "distilled": 2, "pooled, no class token": 0, "registers": 5}[kind]
+    keep = random_keep(model)
+    assert keep.shape == (2, 3, 16 + prefix, 16 + prefix)
+    set_keep_mask(model, keep)
+    fused = model(images)
+    logits, mean = collect(model, images)
+    torch.testing.assert_close(logits, fused, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean.sum(-1), torch.ones(mean.shape[:3], dtype=mean.dtype), rtol=0, atol=1e-6)
+    assert not mean[~keep].any()
+    assert mean[keep].all()
+
+
+@torch.no_grad()
+def test_attention_sums_over_batches_and_slices() -> None:
+    """More images than the explicit path takes at once, in one batch or in several."""
+    model = random_model(config_of("class token"))
+    images = torch.randn(37, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    _, whole = collect(model, images)
+    parts = [collect(model, part)[1] * len(part) for part in images.split([1, 30, 6])]
+    torch.testing.assert_close(whole, torch.stack(parts).sum(0) / 37, rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("svd_type", ["mix_head_fc_qk", "none"])
+def test_bfloat16_stays_close(svd_type: SvdType, masked: bool, images: Tensor) -> None:
+    """Under autocast our model loses no more than timm's own does."""
+    config = config_of("class token", svd_type=svd_type)
+    model = random_model(config)
+    if masked:
+        set_keep_mask(model, random_keep(model))
+
+    def error(network: VisionTransformer) -> float:
+        exact = network(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = network(images)
+        return float((rough.float() - exact).norm() / exact.norm())
+
+    dense = random_model(config.changed(svd_type="none"))
+    assert error(model) < max(2 * error(timm_twin(dense, config)), 0.02)
+
+
+@torch.no_grad()
+def test_reconstruction_loss_keeps_its_accuracy_under_autocast() -> None:
+    layer = first(random_model(config_of("class token", svd_type="mix_head_fc_qk")))
+    layer.record_reconstruction = True
+    x = tokens_for(layer)
+    layer(x)
+    exact = layer.reconstruction_loss
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert exact is not None
+    assert layer.reconstruction_loss is not None
+    assert layer.reconstruction_loss.dtype == torch.float32
+    torch.testing.assert_close(layer.reconstruction_loss, exact, rtol=5e-3, atol=0)
+
+
+def test_gradients_are_the_same_folded_or_not(images: Tensor) -> None:
+    gradients = []
+    for record in (False, True):
+        model = random_model(config_of("class token", svd_type="mix_head_fc_qk"))
+        set_keep_mask(model, random_keep(model))
+        for layer in attentions(model):
+            layer.record_reconstruction = record
+        model(images).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert all(gradient is not None for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        scale = float(gradients[1][name].abs().max())
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5 * max(scale, 1))
+
+
+def test_the_mask_is_in_the_state_dict_and_moves_with_the_model() -> None:
+    model = random_model(config_of("class token"))
+    assert not any("keep" in name for name in model.state_dict())
+    keep = random_keep(model)
+    set_keep_mask(model, keep)
+    assert torch.equal(model.state_dict()["blocks.1.attn.keep"], keep[1])
+    assert copy.deepcopy(model).half().state_dict()["blocks.1.attn.keep"].dtype == torch.bool
+    assert attentions(model.to("meta"))[0].keep.device.type == "meta"
+
+
+def test_a_second_mask_is_refused() -> None:
+    layer = first(random_model(config_of("class token")))
+    x = tokens_for(layer)
+    with pytest.raises(ValueError, match="own fixed mask"):
+        layer(x, is_causal=True)
+    with pytest.raises(ValueError, match="own fixed mask"):
+        layer(x, attn_mask=torch.ones(17, 17, dtype=torch.bool))
+
+
+def test_dropout_works_in_training_only(images: Tensor) -> None:
+    config = config_of("class token")
+    model = random_model(config.changed(model_kwargs={**config.model_kwargs, "attn_drop_rate": 0.5}))
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+    assert isinstance(first(model).attn_drop, nn.Dropout)
