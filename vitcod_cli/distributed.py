@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitcod_cli.errors import VitcodError
 
@@ -79,9 +79,59 @@ def process_group(device: torch.device) -> Iterator[None]:
             "MASTER_PORT, or start them with --nproc-per-node or torchrun."
         ) from error
     try:
-        yield
+        with _one_report():
+            yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """Settle who tells of an error while the processes can still agree; name the loss of a process."""
+    global _reports  # noqa: PLW0603
+    try:
+        yield
+    except VitcodError:
+        _reports = _is_first()
+        raise
+    except RuntimeError as error:
+        if not _means_lost_process(error):
+            raise
+        _reports = _is_first()
+        raise VitcodError(
+            "Another process of this run ended or was killed (out of memory?), so all of them stop; start the "
+            "command again, a training with --resume."
+        ) from error
+
+
+def _means_lost_process(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+_reports: bool | None = None
+"""Whether this process tells of the error that ended its process group; None where none did."""
+
+
+def _is_first() -> bool:
+    import torch.distributed as dist
+
+    try:
+        # torchrun keeps the store alive when processes go.
+        return bool(dist.distributed_c10d._get_default_store().add("vitcod/errors", 1) == 1)
+    except RuntimeError:
+        return True
+
+
+def restarted() -> bool:
+    """Whether torchrun (``--max-restarts``) or SLURM (requeue) has started this very run again.
+
+    Such a run goes on from its saved state, though its command line doesn't say ``--resume``.
+    """
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isdecimal() and int(count) > 0 for count in counts)
 
 
 def is_distributed() -> bool:
@@ -132,16 +182,17 @@ def first_to_report() -> bool:
     """True for the one process of the run that should print an error that it has met.
 
     An error that all processes meet is said once; one that a single process meets is said too,
-    whichever rank it is. torchrun keeps a store alive for us to agree through.
+    whichever rank it is. Processes without a process group (yet) can't agree: rank 0 speaks.
     """
-    if world_size() == 1:
-        return True
+    return is_main() if _reports is None else _reports
+
+
+def from_main(value: T) -> T:
+    """``value`` of rank 0, on every process."""
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
-        return is_main()
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        return bool(store.add("vitcod/errors", 1) == 1)
-    except RuntimeError:
-        return True
+    if not is_distributed():
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return cast(T, values[0])

@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
 setting = partial(_setting, panel="Runtime")
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(Settings):
     """Options of every command that runs a model."""
 
     device: str = setting("auto", "Device: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, ...")
-    precision: Precision = setting(
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32."
     )
     seed: int = setting(0, "Seed of everything random.", minimum=0)
@@ -69,7 +67,7 @@ class Runtime:
 
         model.to(self.device)
         if self.settings.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         return model
 
     def place(self, images: torch.Tensor) -> torch.Tensor:
@@ -171,7 +169,7 @@ def _pick_device(name: str) -> torch.device:
     return device
 
 
-def _pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+def _pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     import torch
 
     if precision == "auto":

@@ -110,7 +110,7 @@ class Recipe(Settings):
     def _check_distillation(self) -> None:
         if self.distill_from is not None and (self.teacher is not None or self.distill != "none"):
             raise VitcodError(
-                "--distill-from trains by distillation alone; with labels, use --distill soft and --teacher instead."
+                "--distill-from trains by distillation alone; with labels, use --distill soft and --teacher."
             )
         if self.distill != "none" and self.teacher is None:
             raise VitcodError(f"--distill {self.distill} needs a --teacher (a checkpoint or a timm name).")
@@ -121,9 +121,7 @@ class Recipe(Settings):
         if not self.labels and self.teacher_source is None:
             raise VitcodError("--no-labels needs a --teacher, or --distill-from CHECKPOINT.")
         if self.teacher is not None and self.distill == "none" and self.labels:
-            raise VitcodError(
-                "--teacher is given but not used; add --distill soft, --distill hard or --no-labels."
-            )
+            raise VitcodError("--teacher is not used; add --distill soft, --distill hard or --no-labels.")
 
     @property
     def betas(self) -> tuple[float, float] | None:

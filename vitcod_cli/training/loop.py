@@ -1,0 +1,261 @@
+"""Epoch after epoch: steps, evaluation, checkpoints, figures, and what to do when something happens."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from vitcod_cli import distributed
+from vitcod_cli.artifacts.run_directory import METRICS, RunDirectory
+from vitcod_cli.data.loaders import EvalLoader, TrainLoader
+from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.reporting import Progress, Reporter
+from vitcod_cli.runtime import Runtime
+from vitcod_cli.training.evaluate import Evaluation, evaluate
+from vitcod_cli.training.keeper import StateKeeper
+from vitcod_cli.training.loggers import Logger, open_loggers
+from vitcod_cli.training.network import recording_reconstruction
+from vitcod_cli.training.recipe import Recipe
+from vitcod_cli.training.resume import keep_epochs
+from vitcod_cli.training.schedule import EpochSchedule
+from vitcod_cli.training.signals import StopRequest, exit_code
+from vitcod_cli.training.state import Best, Position
+from vitcod_cli.training.step import Batch, Outcome, Stepper
+
+Save = Callable[[nn.Module, Path, dict[str, Any]], None]
+"""Writes a model as a checkpoint, with what is to be said about it."""
+
+
+@dataclass
+class Loop:
+    """The run of a training from any :class:`Position` to its end."""
+
+    recipe: Recipe
+    runtime: Runtime
+    run_directory: RunDirectory
+    reporter: Reporter
+    save: Save
+    stop: StopRequest
+    train: TrainLoader
+    val: EvalLoader
+    describe: Callable[[int], str]
+    stepper: Stepper
+    schedule: EpochSchedule
+    keeper: StateKeeper
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = len(self.train) // self.recipe.accumulate_steps
+        self.trained = self.stepper.trained
+        self.position = Position()
+        self._loggers: list[Logger] = []
+
+    def run(self, position: Position) -> Position:
+        """Train to the end, and return how far that was."""
+        self.position = position
+        folder, main = self.run_directory.path, distributed.is_main()
+        hyper = self.keeper.words["hyper_parameters"]
+        with open_loggers(self.recipe.loggers if main else [], folder, hyper) as self._loggers:
+            if main:
+                self.keeper.file.remove_leftovers()
+                keep_epochs(folder / METRICS, position.epoch)
+            if position == Position():
+                self.keeper.save(position)
+            self._epochs()
+            if self.position.last is None:  # --epochs 0
+                self._evaluate({"epoch": 0})
+            self.keeper.save(self.position)
+        return self.position
+
+    def _epochs(self) -> None:
+        if self.position.epoch >= self.recipe.total_epochs > 0:
+            self.reporter.info("All epochs are trained already.")
+        while self.position.epoch < self.recipe.total_epochs:
+            if self.position.step == 0 and self._enough:
+                return
+            figures = self._train_epoch()
+            self._finish_epoch(figures)
+            if not self.position.trained:  # --max-steps ended it
+                return
+            self.position = self.position.next_epoch()
+
+    @property
+    def _enough(self) -> bool:
+        """Whether ``--max-steps`` are done."""
+        return self.recipe.max_steps is not None and self.position.updates >= self.recipe.max_steps
+
+    # -- training -----------------------------------------------------------------------------
+
+    def _train_epoch(self) -> dict[str, Any]:
+        """The steps of the epoch that are left; returns figures of their speed."""
+        epoch, before = self.position.epoch, self.position.step
+        batch = self.recipe.global_batch(distributed.world_size())
+        images = (self.steps_per_epoch - before) * batch
+        lr = self.schedule.set_epoch(epoch)
+        name = f"epoch {epoch + 1}/{self.recipe.total_epochs}"
+        start = time.monotonic()
+        self.trained.model.train()
+        if not self.position.trained and images:
+            with (
+                recording_reconstruction(self.trained.model, self.recipe.recon_weight > 0),
+                self.reporter.progress(name, total=images, unit="images") as progress,
+            ):
+                self._steps(progress, lr)
+        self.runtime.synchronize()
+        seconds = time.monotonic() - start
+        speed = (self.position.step - before) * batch / seconds
+        if self.position.step == self.steps_per_epoch:
+            self.position = self.position.changed(trained=True)
+        # Before the evaluation: from here on, an interruption costs no training.
+        self.keeper.save(self.position)
+        return {"lr": lr, "seconds": seconds, "images_per_second": speed}
+
+    def _steps(self, progress: Progress, lr: float) -> None:
+        """Steps to the end of the epoch, or to ``--max-steps``."""
+        self.train.set_epoch(self.position.epoch, self.position.step * self.recipe.accumulate_steps)
+        batches = iter(self.train)
+        for step in range(self.position.step, self.steps_per_epoch):
+            if self._enough:
+                return
+            indices: list[Tensor] = []
+            outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
+            self._count(outcome, step, indices)
+            progress.advance(outcome.sums[3], loss=outcome.loss, lr=lr)
+            if outcome.interrupted or outcome.terminated:
+                self._stop(outcome)
+            self.keeper.save_if_due(self.position)
+
+    def _next(self, batches: Iterator[Batch], indices: list[Tensor]) -> Iterator[Batch]:
+        """The batches of one step; leaves behind which images they hold."""
+        for batch in islice(batches, self.recipe.accumulate_steps):
+            indices.append(batch[2])
+            yield batch
+
+    def _count(self, outcome: Outcome, step: int, indices: list[Tensor]) -> None:
+        before = self.position
+        done = before.changed(step=step + 1, updates=before.updates + 1)
+        if outcome.finite:
+            sums = before.sums or [0.0] * len(outcome.sums)
+            self.position = done.changed(sums=[a + b for a, b in zip(sums, outcome.sums, strict=True)])
+            return
+        names = [] if outcome.finite_here else [self.describe(int(i)) for part in indices for i in part]
+        names = [name for part in distributed.gather_objects(names) for name in part]
+        at = f"step {step + 1} of epoch {before.epoch + 1}"
+        where = f"The loss is not finite in {at}, with the images {_some(names)}"
+        if before.skipped >= self.recipe.skip_nonfinite:
+            self._give_up(where)
+        self.position = done.changed(skipped=before.skipped + 1)
+        self.reporter.warn(f"{where}; skipped ({self.position.skipped} of --skip-nonfinite so far).")
+
+    def _give_up(self, where: str) -> NoReturn:
+        """End the run in front of a step whose loss isn't finite; the weights are those before it."""
+        if distributed.is_main() and self.trained.is_finite():
+            self.keeper.save(self.position)
+        distributed.barrier()
+        raise VitcodError(
+            f"{where}. {self.keeper.last_good()} Go on from it with --resume and a lower --lr, --clip-grad, "
+            "another --precision, or --skip-nonfinite N."
+        )
+
+    def _stop(self, outcome: Outcome) -> NoReturn:
+        """Save and end the run, on all processes alike."""
+        self.keeper.save(self.position)
+        distributed.barrier()
+        self._say_how_to_go_on("Ctrl-C" if outcome.interrupted else "a signal")
+        raise Interrupted(exit_code(terminated=not outcome.interrupted))
+
+    def _say_how_to_go_on(self, by: str) -> None:
+        self.reporter.warn(
+            f"Stopped by {by} after step {self.position.step} of epoch {self.position.epoch + 1}; the state is "
+            f"saved in {self.keeper.file.path}. To go on, start the same command with --resume (and without "
+            "--overwrite)."
+        )
+
+    # -- after the steps ----------------------------------------------------------------------
+
+    def _finish_epoch(self, figures: dict[str, Any]) -> None:
+        number = self.position.epoch + 1
+        total, task, recon, images = self.position.sums or [math.nan, math.nan, math.nan, 1.0]
+        losses = {"train_loss": total, "train_task_loss": task, "train_recon_loss": recon}
+        figures = {"epoch": number, **{name: value / images for name, value in losses.items()}, **figures}
+        last = number == self.recipe.total_epochs or self._enough
+        if last or number % self.recipe.eval_every == 0:
+            self._evaluate(figures)
+            return
+        self._write(figures, self.trained.model, self.run_directory.last)
+        self._log(figures)
+
+    def _evaluate(self, figures: dict[str, Any]) -> None:
+        """Evaluate raw and averaged weights, write the checkpoints, log ``figures`` and what was found."""
+        candidates = [(self.trained.model, False)]
+        if self.trained.ema is not None:
+            candidates.append((self.trained.ema.module, True))
+        improved = None
+        for module, ema in candidates:
+            found = self._evaluated(module, "eval of the averaged weights" if ema else "eval")
+            prefix = "ema_" if ema else ""
+            figures |= {f"{prefix}{name}": getattr(found, name) for name in ("acc1", "acc5", "loss")}
+            if not ema:
+                self.position = self.position.changed(last=found)
+            best = self.position.best
+            if best is None or _is_better(found, best.evaluation):
+                improved = module
+                self.position = self.position.changed(best=Best(found, figures["epoch"], ema))
+        self._write(figures, self.trained.model, self.run_directory.last)
+        if improved is not None:
+            self._write(figures, improved, self.run_directory.best)
+        self._log(figures)
+        self._tell(figures, improved is not None)
+
+    def _evaluated(self, module: nn.Module, description: str) -> Evaluation:
+        try:
+            with self.stop.at_once():
+                return evaluate(module, self.val, self.runtime, self.reporter, description)
+        except Interrupted:
+            self._say_how_to_go_on("a signal")
+            raise
+
+    def _write(self, figures: dict[str, Any], module: nn.Module, path: Path) -> None:
+        if distributed.is_main():
+            ema = module is not self.trained.model
+            prefix = "ema_" if ema else ""
+            found = {name: figures[prefix + name] for name in ("acc1", "acc5", "loss") if prefix + name in figures}
+            self.save(module, path, {"epoch": figures["epoch"], "ema": ema, **found})
+
+    def _log(self, figures: dict[str, Any]) -> None:
+        figures["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
+        figures = {name: _finite(value) for name, value in figures.items()}
+        if distributed.is_main():
+            self.run_directory.log(**figures)
+        for logger in self._loggers:
+            logger.log(figures, figures["epoch"])
+
+    def _tell(self, figures: dict[str, Any], improved: bool) -> None:
+        assert self.position.last is not None
+        words = [f"Epoch {figures['epoch']}: {self.position.last.line()}"]
+        if "train_loss" in figures:
+            words.append(f"train loss {figures['train_loss']:.3f}")
+        if "ema_acc1" in figures:
+            words.append(f"averaged weights Acc@1 {figures['ema_acc1']:.3f}")
+        if improved and self.position.best is not None:
+            words.append(f"the {'averaged' if self.position.best.ema else 'raw'} weights are the best so far")
+        self.reporter.info(", ".join(words))
+
+
+def _is_better(found: Evaluation, best: Evaluation) -> bool:
+    return (found.acc1, -found.loss) > (best.acc1, -best.loss)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

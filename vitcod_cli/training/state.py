@@ -1,0 +1,255 @@
+"""What ``--resume`` needs, as one safetensors file: tensors by name, the rest as JSON in its metadata."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitcod_cli.artifacts.files import (
+    RUN_STATE,
+    atomic_path,
+    open_safetensors,
+    read_safetensors_info,
+    write_safetensors,
+)
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.training.evaluate import Evaluation
+
+FLAG = "--resume"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: its figures, the epoch (from 0), and whose weights they are."""
+
+    evaluation: Evaluation
+    epoch: int
+    ema: bool
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the epoch it is in, from 0.
+        step: steps of that epoch that are done.
+        trained: all of them are; what is left of the epoch is its evaluation.
+        updates: steps of the whole run.
+        skipped: steps that were left out because their loss wasn't finite.
+        best, last: evaluations so far.
+        sums: of the epoch's losses and images over all processes, for its line in the log.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    trained: bool = False
+    updates: int = 0
+    skipped: int = 0
+    best: Best | None = None
+    last: Evaluation | None = None
+    sums: list[float] = field(default_factory=list)
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether it can be continued by another number of processes."""
+        return self.step == 0 or self.trained
+
+    def changed(self, **values: Any) -> Position:
+        """A copy with some fields replaced."""
+        return replace(self, **values)
+
+    def next_epoch(self) -> Position:
+        """The start of the epoch that follows."""
+        return self.changed(epoch=self.epoch + 1, step=0, trained=False, sums=[])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Position:
+        """The inverse of :func:`dataclasses.asdict`."""
+        best, last = values.get("best"), values.get("last")
+        return cls(
+            **{
+                **values,
+                "best": best and Best(**{**best, "evaluation": Evaluation(**best["evaluation"])}),
+                "last": last and Evaluation(**last),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The things whose content makes up a run's state.
+
+    Attributes:
+        ema: the averaged weights are those of its ``module``.
+        scaler: of the loss, disabled unless in float16.
+    """
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is a tensor, by name."""
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
+        for name, state in self._optimizer_state():
+            tensors |= {f"optimizer/{name}/{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+        return tensors
+
+    def values(self) -> dict[str, Any]:
+        """Everything else, as JSON values."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        return {
+            "scaler": self.scaler.state_dict(),
+            "optimizer": {
+                "class": type(self.optimizer).__name__,
+                "groups": [{k: v for k, v in group.items() if _is_plain(v)} for group in groups],
+                "state": {name: _plain_entries(state) for name, state in self._optimizer_state()},
+            },
+        }
+
+    def is_finite(self) -> bool:
+        """Whether all weights are."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put a state back.
+
+        Raises:
+            VitcodError: if it is of another model or optimizer.
+        """
+        saved = values["optimizer"]
+        if saved["class"] != type(self.optimizer).__name__:
+            raise VitcodError(
+                f"{FLAG}: the run was trained with {saved['class']}, not {type(self.optimizer).__name__}; give "
+                "the same --opt, or start afresh with --overwrite."
+            )
+        _load_weights(self.model, _part(tensors, "model/"))
+        if self.ema is not None:
+            # A run that had no average starts one from its weights.
+            _load_weights(self.ema.module, _part(tensors, "ema/") or _part(tensors, "model/"))
+        self._load_optimizer(_part(tensors, "optimizer/"), saved)
+        if self.scaler.is_enabled() and values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+
+    def _names(self) -> dict[int, str]:
+        """The name of each parameter, by its number in the optimizer's state dict."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return {number: names[id(parameter)] for number, parameter in enumerate(parameters)}
+
+    def _optimizer_state(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        names = self._names()
+        for number, state in self.optimizer.state_dict()["state"].items():
+            yield names[number], state
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+        state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in saved["state"].items()}
+        for key, tensor in tensors.items():
+            name, _, entry = key.rpartition("/")
+            state.setdefault(name, {})[entry] = tensor
+        current = self.optimizer.state_dict()
+        by_number = {number: state[name] for number, name in self._names().items() if name in state}
+        self.optimizer.load_state_dict({"state": by_number, "param_groups": current["param_groups"]})
+        # Some optimizers keep what they have learnt (a step size, say) in their groups. What the
+        # recipe says is the recipe's; the learning rate is set by the schedule.
+        ours = {"lr", "initial_lr", "weight_decay", "betas", "eps", "momentum"}
+        for group, values in zip(self.optimizer.param_groups, saved["groups"], strict=False):
+            group.update({key: value for key, value in values.items() if key not in ours and key in group})
+
+
+class StateFile:
+    """``state.safetensors`` of a run folder, and beside it the state at the last epoch boundary.
+
+    While the newest state lies inside an epoch, ``epoch.safetensors`` keeps the one before it
+    that lies between epochs, for a resume on another number of processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epoch_path = path.with_name("epoch.safetensors")
+
+    def exists(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.path.exists()
+
+    def write(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any], position: Position) -> None:
+        """Replace the state by a newer one; until that is whole, the older one stays.
+
+        Raises:
+            VitcodError: if it can't be written (disk full, say).
+        """
+        if not position.between_epochs and self.exists() and self.position().between_epochs:
+            self._keep_boundary()
+        write_safetensors(self.path, tensors, RUN_STATE, {**info, "position": asdict(position)})
+        if position.between_epochs:
+            self.epoch_path.unlink(missing_ok=True)
+
+    def _keep_boundary(self) -> None:
+        with atomic_path(self.epoch_path) as temporary:
+            try:
+                os.link(self.path, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.path, temporary)
+
+    def info(self, *, boundary: bool = False) -> dict[str, Any]:
+        """The JSON part of the state."""
+        return read_safetensors_info(self._choose(boundary), kind=RUN_STATE, flag=FLAG)
+
+    def position(self, *, boundary: bool = False) -> Position:
+        """How far the saved run has come."""
+        return Position.from_dict(self.info(boundary=boundary)["position"])
+
+    def tensors(self, *, boundary: bool = False) -> dict[str, Tensor]:
+        """The tensors of the state, on the CPU."""
+        with open_safetensors(self._choose(boundary), flag=FLAG, framework="pt") as file:
+            return {name: file.handle.get_tensor(name) for name in file.handle.keys()}  # noqa: SIM118
+
+    def _choose(self, boundary: bool) -> Path:
+        return self.epoch_path if boundary and self.epoch_path.exists() else self.path
+
+    def remove_leftovers(self) -> None:
+        """Remove the half-written temporary files of killed processes."""
+        for leftover in self.path.parent.glob(".*.tmp"):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise VitcodError(
+            f"{FLAG}: the saved run is of another model or mask ({str(error).splitlines()[-1].strip()}); give the "
+            "same options as then, or start afresh with --overwrite."
+        ) from error
+
+
+def _plain_entries(state: Mapping[str, Any]) -> dict[str, Any]:
+    entries = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+    if strange := [key for key, value in entries.items() if not _is_plain(value)]:
+        raise VitcodError(
+            f"The state of this --opt can't be saved (its {strange[0]}); choose another, such as adamw."
+        )
+    return entries
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,216 @@
+"""``fit``: a model, data and a recipe in; trained weights, figures and a state that is never lost out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from vitcod_cli import distributed
+from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.data.augmentation import AugmentationSettings
+from vitcod_cli.data.images import ImageData
+from vitcod_cli.data.loaders import eval_loader, train_loader
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime
+from vitcod_cli.training.evaluate import Evaluation
+from vitcod_cli.training.keeper import StateKeeper
+from vitcod_cli.training.loop import Loop, Save
+from vitcod_cli.training.losses import Criterion, make_mixup
+from vitcod_cli.training.network import TrainingModel, over_processes
+from vitcod_cli.training.recipe import Recipe
+from vitcod_cli.training.resume import Resumption, hyper_parameters, will_resume
+from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
+from vitcod_cli.training.signals import StopRequest
+from vitcod_cli.training.state import Position, StateFile, Trained
+from vitcod_cli.training.step import Stepper
+
+__all__ = ["FitResult", "Save", "fit", "will_resume"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training came to.
+
+    Attributes:
+        best: the best evaluation, of raw or averaged weights; those are in ``best.safetensors``.
+        last: the evaluation of the final raw weights, which the model now has.
+        best_epoch: the epoch of ``best``, from 1 (0: before any training).
+        epochs: epochs that were trained.
+        best_is_ema: whether the averaged weights were the best.
+    """
+
+    best: Evaluation
+    last: Evaluation
+    best_epoch: int
+    epochs: int
+    best_is_ema: bool = False
+
+
+def fit(
+    model: VisionTransformer,
+    *,
+    recipe: Recipe,
+    augmentation: AugmentationSettings,
+    train_data: ImageData,
+    val_data: ImageData,
+    preprocess: Preprocess,
+    data_settings: DataSettings,
+    runtime: Runtime,
+    run: RunDirectory,
+    reporter: Reporter,
+    save: Save,
+    resume: bool,
+    teacher: nn.Module | None = None,
+) -> FitResult:
+    """Train ``model`` (in place) and leave checkpoints, figures and state in ``run``.
+
+    The state is saved at the start, behind every epoch, every ``--save-every`` minutes and when a
+    signal stops the run. With ``resume`` (or when torchrun or SLURM restarts the run) training
+    goes on from it and ends, in float32 on the CPU, with the very bits of an uninterrupted run.
+
+    Args:
+        model: built with the recipe's drop-path, weights loaded, mask set.
+        save: called on rank 0 for ``last.safetensors`` and ``best.safetensors``.
+        teacher: for ``--distill`` and distillation without labels.
+
+    Raises:
+        VitcodError: if settings, data and model don't go together, the loss is no longer finite,
+            or something can't be written.
+        Interrupted: after a signal; the state is saved.
+    """
+    _check(model, recipe, augmentation, train_data, val_data)
+    criterion = Criterion(recipe, augmentation, _prepared_teacher(model, teacher, runtime))
+    if isinstance(model, VisionTransformerDistilled):
+        model.set_distilled_training(criterion.teacher is not None)
+    network = over_processes(TrainingModel(runtime.prepare(model)), runtime)
+    trained = _trained(model, recipe, runtime)
+    train = train_loader(
+        train_data, preprocess, augmentation, batch_size=recipe.batch_size, workers=data_settings.workers,
+        device=runtime.device, seed=runtime.settings.seed, reporter=reporter,
+    )  # fmt: skip
+    val = eval_loader(
+        val_data, preprocess, batch_size=recipe.eval_batch, workers=data_settings.workers, device=runtime.device,
+        reporter=reporter,
+    )  # fmt: skip
+    words = {
+        "hyper_parameters": hyper_parameters(recipe, augmentation, runtime.settings),
+        "order": _order(recipe, augmentation, runtime, train_data),
+    }
+    state = StateFile(run.state)
+    position = Position()
+    if will_resume(run, resume):
+        position = Resumption(state, words["hyper_parameters"], words["order"], reporter).load(trained)
+    elif resume:
+        reporter.info(f"There is no saved state in {run.path}: starting from the beginning.")
+    runtime.compiled(model)
+    if trained.ema is not None:
+        runtime.compiled(trained.ema.module)
+    with StopRequest() as stop:
+        mixup = make_mixup(augmentation, model.num_classes)
+        loop = Loop(
+            recipe, runtime, run, reporter, save, stop, train, val, train_data.describe,
+            Stepper(network, trained, criterion, mixup, recipe, runtime, stop),
+            EpochSchedule(trained.optimizer, recipe),
+            StateKeeper(state, trained, words, recipe.save_every),
+        )  # fmt: skip
+        _announce(loop, model)
+        position = loop.run(position)
+    return _result(position)
+
+
+def _check(
+    model: VisionTransformer,
+    recipe: Recipe,
+    augmentation: AugmentationSettings,
+    train_data: ImageData,
+    val_data: ImageData,
+) -> None:
+    """Raise a VitcodError where settings, data and model don't go together."""
+    if augmentation.mixes and recipe.batch_size % 2:
+        raise VitcodError(
+            f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "
+            "batch; change it, or turn them off with --mixup 0 --cutmix 0."
+        )
+    for split, data in (("training", train_data), ("validation", val_data)):
+        if data.num_classes > model.num_classes:
+            raise VitcodError(
+                f"The {split} images have {data.num_classes} classes but the model only {model.num_classes}; give "
+                f"--num-classes {data.num_classes}."
+            )
+
+
+def _prepared_teacher(model: VisionTransformer, teacher: nn.Module | None, runtime: Runtime) -> nn.Module | None:
+    if teacher is None:
+        return None
+    classes = getattr(teacher, "num_classes", model.num_classes)
+    if classes != model.num_classes:
+        raise VitcodError(f"The teacher has {classes} classes and the model {model.num_classes}; they must agree.")
+    return runtime.prepare(teacher).requires_grad_(False).eval()
+
+
+def _trained(model: VisionTransformer, recipe: Recipe, runtime: Runtime) -> Trained:
+    return Trained(
+        model,
+        ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
+        make_optimizer(model, recipe, recipe.scaled_lr(distributed.world_size())),
+        torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16),
+    )
+
+
+def _order(
+    recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime, data: ImageData
+) -> dict[str, int]:
+    """What decides which images a step sees."""
+    return {
+        "processes": distributed.world_size(),
+        "--batch-size": recipe.batch_size,
+        "--accumulate-steps": recipe.accumulate_steps,
+        "--seed": runtime.settings.seed,
+        "training images": len(data),
+        "repeats": augmentation.repeats,
+    }
+
+
+def _result(position: Position) -> FitResult:
+    best, last = position.best, position.last
+    assert best is not None
+    assert last is not None
+    return FitResult(best.evaluation, last, best.epoch, position.epoch, best.ema)
+
+
+def _announce(loop: Loop, model: VisionTransformer) -> None:
+    """Say what people otherwise get wrong: the real batch, the real learning rate, the real length."""
+    recipe, reporter, processes = loop.recipe, loop.reporter, distributed.world_size()
+    batch, lr = recipe.global_batch(processes), recipe.scaled_lr(processes)
+    parts = f"{recipe.batch_size} x {processes} process{'es' if processes > 1 else ''}"
+    if recipe.accumulate_steps > 1:
+        parts += f" x {recipe.accumulate_steps} accumulated"
+    scaled = "not scaled" if recipe.unscale_lr else f"{recipe.lr:g} x {batch} / 512"
+    averaged = (
+        f"averaged weights with decay {recipe.model_ema_decay:g}" if recipe.model_ema else "no averaged weights"
+    )
+    dtype = str(loop.runtime.dtype).removeprefix("torch.")
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    reporter.info(
+        f"Global batch {batch} ({parts}), learning rate {lr:g} ({scaled}), {loop.steps_per_epoch} steps per "
+        f"epoch, {recipe.total_epochs} epochs, {parameters / 1e6:.2f}M parameters, {averaged}, {dtype} on "
+        f"{loop.runtime.device}."
+    )
+    warmup = loop.schedule.warmup_epochs
+    if warmup != recipe.warmup_epochs and recipe.epochs:
+        reporter.info(
+            f"--warmup-epochs {recipe.warmup_epochs} would fill all {recipe.epochs} epochs: {warmup} instead."
+        )
+    if lr < recipe.min_lr and recipe.sched == "cosine" and recipe.epochs:
+        reporter.warn(
+            f"The scaled learning rate {lr:g} is below --min-lr {recipe.min_lr:g}, which is not scaled, so the "
+            "schedule rises; lower --min-lr, raise --lr or use --unscale-lr if that isn't meant."
+        )
