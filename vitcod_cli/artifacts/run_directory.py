@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitcod_cli.artifacts.files import atomic_path
-from vitcod_cli.distributed import is_main
+from vitcod_cli.artifacts.files import atomic_path, remove_leftovers
+from vitcod_cli.distributed import is_main, restarted
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, setting
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
+_FILES = (CONFIG, METRICS, LAST, BEST, STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class RunDirectory:
         """Make or enter the folder that ``settings`` name.
 
         A folder that isn't empty is entered with ``resume`` and, with ``overwrite``, emptied of what
-        a run writes (other files are left alone).
+        a run writes (other files are left alone). A run that torchrun or SLURM has restarted goes on in
+        its folder whatever ``settings`` say.
 
         Raises:
             VitcodError: if no folder is named, it can't be made, or it isn't empty and neither
@@ -61,13 +63,15 @@ class RunDirectory:
         except OSError as error:
             message = f"--output-dir {path} can't be made or read ({error.strerror}); choose another place."
             raise VitcodError(message) from error
-        if filled and not (settings.resume or settings.overwrite):
+        if filled and not (settings.resume or settings.overwrite or restarted()):
             raise VitcodError(
                 f"--output-dir {path} is not empty; go on with the run in it with --resume, start afresh in it "
                 "with --overwrite, or name another folder."
             )
         run = cls(path)
-        if settings.overwrite:
+        for name in _FILES:
+            remove_leftovers(path / name)
+        if settings.overwrite and not restarted():
             run._clear()
         return run
 
@@ -110,7 +114,7 @@ class RunDirectory:
             ) from error
 
     def _clear(self) -> None:
-        for name in (CONFIG, METRICS, LAST, BEST, STATE):
+        for name in _FILES:
             leftover = self.path / name
             if leftover.is_dir():
                 shutil.rmtree(leftover)
