@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
 
 from vitcod_cli.commands.values import as_type
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings
+from vitcod_cli.settings import Settings, setting_info
 
 ABOUT = "about"
 """Key of a run's ``config.yaml`` for what is no option (versions, checksums); ``--config`` skips it."""
@@ -24,7 +25,12 @@ def config_of(*settings: Settings, about: dict[str, Any], **plain: Any) -> dict[
     Given back with ``--config``, it repeats the run. How the run was started (``--resume``,
     ``--overwrite``) is not part of it.
     """
-    values = {key: value for group in settings for key, value in group.to_dict().items()}
+    values = {
+        field.name: getattr(group, field.name)
+        for group in settings
+        for field in fields(group)
+        if setting_info(field) is not None
+    }
     values = {key: value for key, value in {**values, **plain}.items() if key not in _NOT_RECORDED}
     return {**values, ABOUT: about}
 
@@ -39,6 +45,7 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
     if value is None or context.resilient_parsing:
         return value
     hints = type_hints(context)
+    del hints["config"]
     # YAML allows any key; ours are option names, with dashes or underscores.
     given = {str(key).replace("-", "_"): item for key, item in _load(value).items() if key != ABOUT}
     for key in given:
@@ -57,7 +64,7 @@ def type_hints(context: typer.Context) -> dict[str, Any]:
     """The type of each option of the context's command, by parameter name."""
     assert context.command.callback is not None
     parameters = inspect.signature(context.command.callback).parameters
-    return {name: item.annotation for name, item in parameters.items() if name not in ("context", "config")}
+    return {name: item.annotation for name, item in parameters.items() if name != "context"}
 
 
 ConfigOption = Annotated[

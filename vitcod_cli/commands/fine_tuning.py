@@ -117,7 +117,7 @@ class FineTuning:
             "model_config": model_config(network).to_dict(),
             "sha256": {flag: sha256_of(Path(path)) for flag, path in files.items()},
             "processes": world_size(),
-            "versions": {"vitcod": __version__, "torch": torch.__version__, "timm": timm.__version__},
+            "versions": {"vitcod": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
         }
 
     def run(

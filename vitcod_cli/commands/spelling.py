@@ -6,13 +6,18 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 PUBLISHED = {
-    "--mask-path": "--mask",
-    "--data-set": "--dataset",
-    "--input-size": "--img-size",
-    "--num-workers": "--workers",
-    "--finetune": "--init-from",
+    "--attn": ("--attn-map",),
+    "--data-set": ("--dataset",),
+    "--distillation-alpha": ("--distill-alpha",),
+    "--distillation-tau": ("--distill-tau",),
+    "--distillation-type": ("--distill",),
+    "--finetune": ("--init-from", "--checkpoint"),
+    "--input-size": ("--img-size",),
+    "--mask-path": ("--mask",),
+    "--num-workers": ("--workers",),
+    "--teacher-model": ("--teacher",),
 }
-"""Names of the published code and of DeiT for what we call otherwise."""
+"""Names of the published code and of DeiT for what we call otherwise; the first that a command has is meant."""
 
 
 def canonical(
@@ -55,8 +60,7 @@ def _own_name(name: str, flags: Collection[str]) -> str:
     dashed = name.replace("_", "-")
     if dashed in flags:
         return dashed
-    own = PUBLISHED.get(dashed)
-    return own if own is not None and own in flags else name
+    return next((own for own in PUBLISHED.get(dashed, ()) if own in flags), name)
 
 
 def _looks_like_option(word: str) -> bool:

@@ -1,0 +1,88 @@
+"""Help is quick, complete and fits the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from command_line import ROOT, Cli
+
+from vitcod_cli import __version__
+from vitcod_cli.app import COMMANDS
+
+HEAVY = ("torch", "timm", "matplotlib", "torchvision", "pydantic", "rich")
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_loads_nothing_heavy(command: str | None) -> None:
+    words = ["--help"] if command is None else [command, "--help"]
+    code = (
+        "import sys; from vitcod_cli.__main__ import main; "
+        f"code = main({words!r}); "
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]; "
+        "sys.exit(f'loaded: {loaded}' if loaded else code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Usage: vitcod" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(cli: Cli, command: str) -> None:
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    # An option with many choices may be longer than the line; prose may not.
+    assert all(len(line) <= 80 for line in lines if not line.startswith("  --")), outcome.out
+    flags = [word for line in lines for word in line.split() if word.startswith("--")]
+    assert not [flag for flag in flags if "_" in flag], "underscores are accepted, not shown"
+    assert not [flag for flag in flags if flag.startswith("--no-no-")]
+    assert lines[-1].strip().startswith("-h, --help")
+
+
+def test_panels_and_defaults_of_finetune_sparse(cli: Cli) -> None:
+    out = cli("finetune-sparse", "--help").out
+    for panel in ("Model", "Data", "Augmentation", "Recipe", "Runtime", "Output"):
+        assert f"\n{panel}:\n" in out
+    words = " ".join(out.split())
+    assert (
+        "--lr <float> Learning rate for a global batch of 512; scaled to the real one. [default: 1e-05]" in words
+    )
+    assert "--svd" not in out
+
+
+def test_commands_are_listed_whole(cli: Cli) -> None:
+    out = cli("--help").out
+    for name, entry in COMMANDS.items():
+        assert name in out
+        assert entry.summary in out
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version") == (0, f"vitcod {__version__}\n", "")
+
+
+def test_no_arguments_show_the_help(cli: Cli) -> None:
+    outcome = cli()
+    assert outcome.code == 2
+    assert "finetune-sparse" in outcome.out + outcome.err
+
+
+def test_mistyped_command_and_option(cli: Cli) -> None:
+    outcome = cli("finetun-sparse")
+    assert outcome.code == 2
+    assert "finetune-sparse" in outcome.err
+    outcome = cli("eval", "--checkpiont", "x")
+    assert outcome.code == 2
+    assert "--checkpoint" in outcome.err
+
+
+def test_shell_completion(run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    script = run_cli("--show-completion", "bash", SHELL="/bin/bash")
+    assert script.returncode == 0
+    completed = run_cli(_VITCOD_COMPLETE="complete_bash", COMP_WORDS="vitcod fine", COMP_CWORD="1")
+    assert completed.stdout.split() == ["finetune-dense", "finetune-lowrank", "finetune-sparse"]

@@ -1,0 +1,209 @@
+"""Settings classes to options, option values to settings, and a file of them in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import typer
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from vitcod_cli.app import VitcodCommand
+from vitcod_cli.commands.config import ABOUT, config_of
+from vitcod_cli.commands.options import expand
+from vitcod_cli.commands.values import as_type
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.settings import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(Settings):
+    """One field of each type."""
+
+    number: int = setting(3, "A number.", minimum=1, panel="Numbers")
+    share: float | None = setting(None, "A share.", minimum=0, maximum=1)
+    kind: Literal["plain", "two_words"] = setting("plain", "A kind.")
+    names: list[str] = setting([], "Names.")
+    pair: tuple[float, float] = setting((0.5, 1.0), "A pair.")
+    quick: bool = setting(True, "Whether.")
+    no_noise: bool = setting(False, "Whether not.")
+    text: str | None = setting(None, "Text.")
+    hidden: int = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Settings):
+    """A second group."""
+
+    seed: int = setting(0, "A seed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clashing(Settings):
+    """A field that Shape has too."""
+
+    number: int = setting(1, "Another number.")
+
+
+Call = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def call() -> Call:
+    """Call a command of Shape, Other and a plain option with words; returns what it was passed."""
+
+    def run(*words: str) -> dict[str, Any]:
+        passed: dict[str, Any] = {}
+
+        def command(*, shape: Shape, other: Other, plain: str = "x") -> None:
+            """Do it."""
+            passed.update(shape=shape, other=other, plain=plain)
+
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(cls=VitcodCommand)(expand(command))
+        result = CliRunner().invoke(app, list(words))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0 or not passed, result.output
+        return {**passed, "code": result.exit_code, "output": result.output}
+
+    return run
+
+
+def test_defaults(call: Call) -> None:
+    passed = call()
+    assert passed["shape"] == Shape()
+    assert passed["other"] == Other()
+    assert passed["plain"] == "x"
+
+
+def test_every_type_is_read(call: Call) -> None:
+    words = (
+        "--number 5 --share 0.25 --kind two_words --names a --names=b --pair 2 3 --no-quick --no-noise --text 1"
+    )
+    passed = call(*words.split(), "--seed", "9", "--plain", "y")
+    assert passed["shape"] == Shape(
+        number=5,
+        share=0.25,
+        kind="two_words",
+        names=["a", "b"],
+        pair=(2.0, 3.0),
+        quick=False,
+        no_noise=True,
+        text="1",
+    )
+    assert passed["other"].seed == 9
+    assert passed["plain"] == "y"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--number x", "--number 1.5", "--share half", "--kind two-words", "--pair 1", "--hidden 1", "--names"],
+)
+def test_wrong_usage_exits_2(call: Call, words: str) -> None:
+    assert call(*words.split())["code"] == 2
+
+
+def test_out_of_range_is_the_users_mistake(call: Call) -> None:
+    with pytest.raises(VitcodError, match=r"--number must be at least 1, not 0\."):
+        call("--number", "0")
+    with pytest.raises(VitcodError, match=r"--share must be between 0 and 1, not nan\."):
+        call("--share", "nan")
+
+
+def test_help_has_panels_ranges_and_defaults(call: Call) -> None:
+    lines = call("--help")["output"].splitlines()
+    assert lines.index("Numbers:") < lines.index("Options:")
+    text = " ".join(" ".join(lines).split())
+    assert "--number <int> A number. [default: 3]" in text
+    assert "--share <float> A share. (0 to 1)" in text
+    assert "--quick / --no-quick Whether. [default: quick]" in text
+    assert "--hidden" not in text
+
+
+def test_the_same_name_twice_is_a_defect() -> None:
+    def command(*, shape: Shape, clashing: Clashing) -> None:
+        """Do it."""
+
+    with pytest.raises(TypeError, match="number"):
+        expand(command)
+
+
+def test_command_line_goes_before_file_before_default(call: Call, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    # 1e-1 is a string to YAML 1.1; dashes are as good as underscores; null is "not given".
+    config.write_text(
+        "number: 5\nshare: 1e-1\nkind: two_words\nno-noise: true\nnames: [a]\npair: [1, 2]\ntext: null\n"
+    )
+    passed = call("--config", str(config), "--number", "6", "--kind", "plain", "--names", "b")["shape"]
+    assert passed == Shape(number=6, share=0.1, kind="plain", names=["b"], pair=(1.0, 2.0), no_noise=True)
+    assert call("--number", "6", "--config", str(config))["shape"].number == 6, "wherever it stands"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("numbr: 1", "numbr is not an option of .*did you mean number"),
+        ("zzz: 1", "zzz is not an option of .*--help lists"),
+        ("config: x.yaml", "config is not an option"),
+        ("number: many", "number must be a whole number, not 'many'"),
+        ("number: 1.5", "number must be a whole number"),
+        ("number: true", "number must be a whole number, not True"),
+        ("share: [1]", "share must be a number"),
+        ("quick: 1", "quick must be true or false, not 1"),
+        ("quick: 'yes'", "quick must be true or false"),
+        ("kind: odd", "kind must be one of plain, two_words, not 'odd'"),
+        ("names: a", "names must be a list, not 'a'"),
+        ("pair: [1]", "pair must be 2 values"),
+        ("text: [a]", "text must be text"),
+        ("number: 0", "--number must be at least 1, not 0"),
+        ("- number", "must hold lines like 'epochs: 10', not a list"),
+        ("a: b: c", r"not valid YAML \(line 1\)"),
+        ("text: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_a_file_that_makes_no_sense(call: Call, tmp_path: Path, content: str, message: str) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(content)
+    with pytest.raises(VitcodError, match=message):
+        call("--config", str(config))
+
+
+def test_a_file_that_cannot_be_read(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(VitcodError, match=r"missing\.yaml can't be read: No such file"):
+        call("--config", str(tmp_path / "missing.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(VitcodError, match="can't be read: not a text file"):
+        call("--config", str(tmp_path / "binary.yaml"))
+
+
+def test_what_a_run_writes_can_be_given_back(call: Call, tmp_path: Path) -> None:
+    shape = Shape(number=4, share=1e-05, names=["a=1", "b=2"], pair=(0.1, 0.2), quick=False, text="x: y")
+    config = config_of(shape, Other(seed=3), about={"command": "x"}, plain="z", resume=True, overwrite=False)
+    assert config[ABOUT] == {"command": "x"}
+    assert not {"resume", "overwrite"} & set(config)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    passed = call("--config", str(path))
+    assert passed["shape"] == shape
+    assert passed["other"] == Other(seed=3)
+    assert passed["plain"] == "z"
+
+
+def test_as_type_takes_no_true_for_a_number() -> None:
+    with pytest.raises(ValueError, match="must be a number, not True"):
+        as_type(True, float)
+    assert as_type("inf", float) == float("inf")
+    assert as_type(None, int | None) is None
+
+
+def test_every_command_can_be_built() -> None:
+    from vitcod_cli.app import app
+
+    group = get_command(app)
+    assert all(group.get_command(None, name).name == name for name in group.list_commands(None))
