@@ -7,13 +7,16 @@ Every file of ours is a safetensors file whose metadata holds one JSON string un
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -41,6 +44,7 @@ __all__ = [
     "checked_path",
     "open_safetensors",
     "read_safetensors_info",
+    "remove_leftovers",
     "sha256_of",
     "write_safetensors",
 ]
@@ -51,10 +55,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well.
+    """A path to write to, whose file takes the place of ``path`` when the block ends well.
 
-    Missing parent folders are made. On any error, an interrupt included, the temporary file is
-    removed and what was at ``path`` before is as it was. A reader sees the old file or the new one.
+    It lies in a hidden folder beside ``path``, which also holds whatever a library writes on its way.
+    Missing parent folders are made. On any error, an interrupt included, the folder is removed and
+    what was at ``path`` before is as it was. A reader sees the old file or the new one.
 
     Raises:
         VitcodError: if the disk is full or the place can't be written to.
@@ -63,20 +68,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         what = "a folder" if target.is_dir() else "not a regular file"
         raise VitcodError(f"Can't write {path}: it is {what}; name a file.")
-    # The name ends in .tmp and starts with a dot, so that no pattern for finished files finds it.
-    temporary = target.with_name(f".{target.name[:80]}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
+        with TemporaryDirectory(
+            prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
+        ) as folder:
+            temporary = Path(folder) / "file"
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes its files private
+            _sync(temporary)
+            os.replace(temporary, target)
     except OSError as error:
         raise VitcodError(_cannot_write(path, error)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     with suppress(OSError):  # some file systems can't sync a folder; the file itself is safe by now
         _sync(target.parent)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while writing ``path`` have left beside it."""
+    target = Path(os.path.realpath(path))
+    for leftover in target.parent.glob(f".{glob.escape(target.name[:80])}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -94,7 +108,9 @@ def _cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
             f"The disk is full: {path} could not be written ({os.strerror(error.errno)}) and {kept}; free some "
             "space or choose another place."
         )
-    return f"Can't write {path} ({error.strerror or error}), {kept}; choose a place that you may write to."
+    in_a_file = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "its folder is a file" if in_a_file else error.strerror or str(error)
+    return f"Can't write {path} ({reason}), {kept}; choose a place that you may write to."
 
 
 def write_safetensors(
@@ -224,6 +240,8 @@ def checked_path(path: str | os.PathLike[str], flag: str) -> Path:
     try:
         if os.path.isdir(path):
             raise VitcodError(f"{flag} {path} is a folder; name a file in it.")
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
+            raise VitcodError(f"{flag} {path} is not a regular file; save it to one first.")
         with open(path, "rb"):
             return Path(path)
     except FileNotFoundError as error:

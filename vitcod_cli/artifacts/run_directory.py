@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,16 +97,13 @@ class RunDirectory:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def log(self, **figures: Any) -> None:
-        """Append one line to ``metrics.jsonl``, whole even when a killed process left half a line."""
-        line = json.dumps(figures) + "\n"
+        """Append one line to ``metrics.jsonl``, in place of half a line that a killed process left."""
         path = self.path / METRICS
         try:
             with open(path, "a+b") as file:
-                size = file.seek(0, os.SEEK_END)
-                if size:
-                    file.seek(-1, os.SEEK_END)
-                    line = line if file.read(1) == b"\n" else "\n" + line
-                file.write(line.encode())
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.write(json.dumps(figures).encode() + b"\n")
         except OSError as error:
             raise VitcodError(
                 f"Can't write {path} ({error.strerror}); free some space and go on with --resume."

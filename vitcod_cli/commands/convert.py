@@ -34,7 +34,7 @@ FLAG = "SOURCE"
 class ConvertSettings(Settings):
     """Which way to convert, and where to."""
 
-    to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.", panel="Output")  # noqa: RUF009
+    to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.", panel="Output")
     output: str | None = setting(
         None, "File to write; left out, beside the source.", panel="Output", metavar="FILE", show_default=False
     )

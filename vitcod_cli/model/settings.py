@@ -23,7 +23,7 @@ class ModelSettings(Settings):
         metavar="NAME",
         show_default=False,
     )
-    model_kwargs: list[str] = setting(  # noqa: RUF009
+    model_kwargs: list[str] = setting(
         [],
         "Further arguments of timm's model, as key=value (depth=6, qk_norm=True); may be repeated.",
         panel=PANEL,

@@ -1,0 +1,79 @@
+"""The run folder: when it may be entered, and what is written to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
+from vitcod_cli.errors import VitcodError
+
+
+def settings(path: Path, **values: bool) -> OutputSettings:
+    return OutputSettings(output_dir=str(path), **values)
+
+
+def test_a_new_or_empty_folder_is_made_and_entered(tmp_path: Path) -> None:
+    run = RunDirectory.open(settings(tmp_path / "a" / "b"))
+    assert run.path.is_dir()
+    assert {run.last.name, run.best.name, run.state.name} == {
+        "last.safetensors",
+        "best.safetensors",
+        "state.safetensors",
+    }
+    RunDirectory.open(settings(tmp_path / "a" / "b"))
+
+
+def test_a_filled_folder_needs_a_word(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_text("state")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(VitcodError, match="not empty") as error:
+        RunDirectory.open(settings(tmp_path))
+    assert "--resume" in str(error.value)
+    assert "--overwrite" in str(error.value)
+    RunDirectory.open(settings(tmp_path, resume=True))
+    assert (tmp_path / "state.safetensors").exists()
+    RunDirectory.open(settings(tmp_path, overwrite=True))
+    assert not (tmp_path / "state.safetensors").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(VitcodError, match="exclude each other"):
+        RunDirectory.open(settings(tmp_path, overwrite=True, resume=True))
+
+
+def test_other_processes_do_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come when the main process has written already."""
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert RunDirectory.open(settings(tmp_path)).path == tmp_path
+
+
+def test_places_that_are_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(VitcodError, match="is a file"):
+            RunDirectory.open(settings(tmp_path / place))
+    with pytest.raises(VitcodError, match="--output-dir is needed"):
+        RunDirectory.open(OutputSettings())
+
+
+def test_config_and_figures(tmp_path: Path) -> None:
+    run = RunDirectory.open(settings(tmp_path))
+    config = {"zebra": 1, "apple": {"lr": 1e-5, "name": None}, "list": ["a=b"]}
+    run.write_config(config)
+    back = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert back == config
+    assert list(back) == list(config)
+    run.log(epoch=0, loss=1.5)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 1, "lo')  # killed here
+    run.log(epoch=1, loss=1.25)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert [json.loads(lines[index]) for index in (0, 2)] == [
+        {"epoch": 0, "loss": 1.5},
+        {"epoch": 1, "loss": 1.25},
+    ]
