@@ -70,7 +70,7 @@ def test_file_appears_whole_with_the_permissions_of_any_file(tmp_path: Path) -> 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "data.txt"
     target.write_text("old")
-    with pytest.raises(error), atomic_path(target) as temporary:
+    with pytest.raises(error), atomic_path(target) as temporary:  # noqa: PT012
         temporary.write_text("new")
         raise error
     assert target.read_text() == "old"
@@ -110,7 +110,11 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_places_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
-    for place, words in ((".", "a folder"), ("pipe", "not a regular file"), ("file/x.txt", "Not a directory")):
+    for place, words in (
+        (".", "a folder"),
+        ("pipe", "not a regular file"),
+        ("file/x.txt", "its folder is a file"),
+    ):
         with pytest.raises(VitcodError) as error, atomic_path(tmp_path / place) as temporary:
             temporary.touch()
         assert words in sentence(error)
@@ -122,11 +126,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "data"
     target.write_text("old")
     large = np.ones(1_000_000)
+    writers = {
+        "numpy": lambda: write_safetensors(target, {"x": large}, MASK, {}),
+        "torch": lambda: write_safetensors(target, {"x": torch.from_numpy(large)}, MASK, {}),
+        "pth": lambda: write_pickled(target, {"x": torch.from_numpy(large)}),
+    }
     with largest_file(100_000), pytest.raises(VitcodError) as error:
-        if kind == "pth":
-            write_pickled(target, {"x": torch.from_numpy(large)})
-        else:
-            write_safetensors(target, {"x": large if kind == "numpy" else torch.from_numpy(large)}, MASK, {})
+        writers[kind]()
     assert "disk is full" in sentence(error)
     assert "untouched" in str(error.value)
     assert target.read_text() == "old"
@@ -204,6 +210,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "is a folder" in message()
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(VitcodError, match="not a regular file"):
+        read_safetensors_info(tmp_path / "pipe", kind=MASK, flag="--mask")
+
+
 def test_a_path_that_no_file_can_have() -> None:
     with pytest.raises(VitcodError, match="can't be read"):
         read_safetensors_info("a\0b", kind=MASK, flag="--mask")
@@ -215,6 +227,6 @@ def test_maps_masks_and_settings_load_without_torch() -> None:
     modules = "vitcod_cli.artifacts." + ", vitcod_cli.artifacts.".join(
         ["mask", "attention_map", "run_directory", "checkpoint", "published", "download"]
     )
-    code = f"import sys, {modules}, vitcod_cli.model.settings; print([m for m in ('torch', 'timm') if m in sys.modules])"
+    code = f"import sys, {modules}, vitcod_cli.model.settings; print({{'torch', 'timm'}} & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert process.stdout.strip() == "[]"
+    assert process.stdout.strip() == "set()"
