@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vitcod_cli import distributed
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.order import own_randomness, seed_all
 from vitcod_cli.data.preprocess import Preprocess, Transform
@@ -25,15 +26,21 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 """What Pillow raises for broken files, depending on the format."""
 
 
-class _Batch(NamedTuple):
+Sample = tuple[Tensor | None, int, int, list[tuple[int, str]]]
+"""Image (None: unreadable), target, index, and what could not be read on the way: (index, reason)."""
+
+
+class Batch(NamedTuple):
+    """What comes back from a worker."""
+
     images: Tensor
     targets: Tensor
     indices: Tensor
     bad: list[tuple[int, str]]
 
-    def pin_memory(self) -> _Batch:
+    def pin_memory(self) -> Batch:
         """What DataLoader's pinning thread calls."""
-        return _Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad)
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad)
 
 
 class _Samples(Dataset[Any]):
@@ -45,13 +52,13 @@ class _Samples(Dataset[Any]):
         self.transform = transform
         self.tries = data.bad_images.limit + 2 if replace_bad else 1
 
-    def __getitems__(self, keys: np.ndarray) -> list[Any]:
+    def __getitems__(self, keys: np.ndarray) -> list[Sample]:
         with own_randomness(), warnings.catch_warnings():
             # Pillow warns of odd EXIF and palettes that don't matter here, once in every worker.
             warnings.filterwarnings("ignore", module="PIL")
             return [self._sample(int(index), int(seed)) for index, seed in keys]
 
-    def _sample(self, index: int, seed: int) -> tuple[Tensor | None, int, int, list[tuple[int, str]]]:
+    def _sample(self, index: int, seed: int) -> Sample:
         bad: list[tuple[int, str]] = []
         for _ in range(min(self.tries, len(self.data))):
             try:
@@ -68,10 +75,12 @@ class _Samples(Dataset[Any]):
         return None, -1, index, bad
 
 
-def _collate(samples: list[Any]) -> _Batch:
+def collate(samples: list[Sample]) -> Batch:
+    """One batch of the samples that could be read."""
     good = [sample for sample in samples if sample[0] is not None]
-    return _Batch(
-        torch.stack([sample[0] for sample in good]) if good else torch.empty(0),
+    images = [sample[0] for sample in good if sample[0] is not None]
+    return Batch(
+        torch.stack(images) if images else torch.empty(0),
         torch.tensor([sample[1] for sample in good], dtype=torch.int64),
         torch.tensor([sample[2] for sample in good], dtype=torch.int64),
         [bad for sample in samples for bad in sample[3]],
@@ -114,7 +123,7 @@ class BatchReader:
             _Samples(data, preprocess.mode, transform, replace_bad),
             batch_sampler=self._keys,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=start_worker,
@@ -129,7 +138,7 @@ class BatchReader:
             VitcodError: for more unreadable pictures than allowed, or a worker that died.
         """
         self._keys.batches = batches
-        for batch in self._batches():
+        for batch in one_sentence(self._loader):
             for index, reason in batch.bad:
                 self._data.bad_images.found(
                     self._data.describe(index), reason, replaced=self._replace_bad, reporter=self._reporter
@@ -139,16 +148,26 @@ class BatchReader:
             images = batch.images if raw else self._preprocess.to_device(batch.images, self._device)
             yield images, batch.targets.to(self._device, non_blocking=True), batch.indices
 
-    def _batches(self) -> Iterator[_Batch]:
-        try:
-            with _quiet_child_deaths():
-                iterator = iter(self._loader)
-            yield from iterator
-        except RuntimeError as error:
-            explanation = explain(error)
-            if explanation is None:
-                raise
-            raise explanation from error
+
+def one_sentence(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """One pass over ``loader``; the death of a worker becomes a :class:`VitcodError`."""
+    try:
+        with _quiet_child_deaths():
+            iterator = iter(loader)
+        yield from iterator
+    except RuntimeError as error:
+        explanation = explain(error)
+        if explanation is None:
+            raise
+        raise explanation from error
+
+
+def place(rank: int | None, world: int | None) -> tuple[int, int]:
+    """Rank and number of processes, those of the running job where they are None."""
+    return (
+        distributed.rank() if rank is None else rank,
+        distributed.world_size() if world is None else world,
+    )
 
 
 class _quiet_child_deaths:  # noqa: N801

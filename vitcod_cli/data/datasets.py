@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any, Literal
+from typing import Literal
 
-from timm.data.dataset_factory import create_dataset
-
-from vitcod_cli import distributed
 from vitcod_cli.data.digits import DigitImages
 from vitcod_cli.data.folder import open_folder
-from vitcod_cli.data.images import ImageData, SourceImages, warn
+from vitcod_cli.data.images import ImageData, warn
 from vitcod_cli.data.inaturalist import open_inaturalist
-from vitcod_cli.data.labels import read_class_map
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.sources import PREFIXES, open_source
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
-_FOLDER_NAMES = ("", "imnet", "imagenet", "folder")
+_FOLDER_NAMES = ("", "imnet", "imagenet", "folder", "torch/folder", "torch/image_folder")
 _TORCHVISION_NAMES = {"cifar": "torch/cifar100", "cifar10": "torch/cifar10", "cifar100": "torch/cifar100"}
 _INATURALIST_YEARS = {"inat": 2018, "inat18": 2018, "inat19": 2019}
-_PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow-datasets"}
 
 
 def open_dataset(
@@ -60,64 +55,18 @@ def _open(
     settings: DataSettings, split: Literal["train", "val"], num_classes: int | None, reporter: Reporter | None
 ) -> ImageData:
     name = settings.dataset.lower()
-    if name == "digits":
-        return DigitImages(split, settings.max_bad_images)
     if name in _FOLDER_NAMES:
         return open_folder(settings, split, num_classes, reporter)
+    full = _TORCHVISION_NAMES.get(name, settings.dataset)
+    if "/" in full and full.partition("/")[0].lower() in PREFIXES:
+        return open_source(full, settings, split, num_classes)
+    if settings.class_map is not None:
+        raise VitcodError(f"--class-map has no meaning for --dataset {settings.dataset}; leave it out.")
+    if name == "digits":
+        return DigitImages(split, settings.max_bad_images)
     if name in _INATURALIST_YEARS:
         return open_inaturalist(settings, split, _INATURALIST_YEARS[name])
-    full = _TORCHVISION_NAMES.get(name, settings.dataset)
-    prefix = full.partition("/")[0].lower() if "/" in full else ""
-    if prefix in _PACKAGES:
-        package = _PACKAGES[prefix]
-        if importlib.util.find_spec(package.replace("-", "_")) is None:
-            raise VitcodError(f"--dataset {settings.dataset} needs another package: pip install {package}")
-    elif prefix != "torch":
-        raise VitcodError(
-            f"--dataset {settings.dataset} is not known: leave it out for the ImageNet layout, or use digits, "
-            "CIFAR10, CIFAR100, INAT, INAT19, or a timm name beginning with torch/, hfds/, hfids/, wds/ or tfds/."
-        )
-    if prefix in ("hfids", "wds", "tfds"):
-        raise VitcodError(f"--dataset {settings.dataset}: streaming data sets are not supported yet.")
-    return _open_source(full, settings, split, num_classes)
-
-
-def _open_source(
-    name: str, settings: DataSettings, split: Literal["train", "val"], num_classes: int | None
-) -> ImageData:
-    if settings.data_path is None and name.startswith("torch/"):
-        raise VitcodError(f"--data-path is missing: give the folder that --dataset {settings.dataset} is in.")
-    arguments: dict[str, Any] = {
-        "root": settings.data_path,
-        "split": settings.train_split if split == "train" else settings.val_split,
-        "class_map": read_class_map(settings.class_map) if settings.class_map else None,
-        "download": settings.download,
-    }
-    # One process of each machine downloads; the others find it there.
-    first = distributed.local_rank() == 0
-    if settings.download and not first:
-        distributed.barrier()
-    try:
-        source = create_dataset(name, **arguments)
-    except (AssertionError, RuntimeError, ValueError, OSError, KeyError) as error:
-        hint = "" if settings.download else "; if it isn't there yet, add --download"
-        raise VitcodError(f"Can't open --dataset {settings.dataset}: {error}{hint}") from error
-    if settings.download and first:
-        distributed.barrier()
-    count = _count_classes(source) or num_classes
-    if not count:
-        raise VitcodError(f"--dataset {settings.dataset} doesn't say how many classes it has; give --num-classes.")
-    return SourceImages(source, count, max_bad_images=settings.max_bad_images)
-
-
-def _count_classes(source: Any) -> int | None:
-    """The number of classes, as torchvision's data sets and timm's readers tell it."""
-    reader = getattr(source, "reader", None)
-    labels: dict[Any, int] | None = getattr(reader, "class_to_idx", None)
-    if labels:
-        return max(labels.values()) + 1
-    for attribute in ("classes", "all_categories"):
-        names = getattr(source, attribute, None)
-        if names:
-            return len(names)
-    return None
+    raise VitcodError(
+        f"--dataset {settings.dataset} is not known: leave it out for the ImageNet layout, or use digits, "
+        f"CIFAR10, CIFAR100, INAT, INAT19, or a timm name beginning with {', '.join(p + '/' for p in PREFIXES)}."
+    )

@@ -42,6 +42,46 @@ def repeated(order: np.ndarray, repeats: int) -> np.ndarray:
     return np.repeat(order, repeats)[:length]
 
 
+def keys_of(indices: np.ndarray, positions: np.ndarray, seed: tuple[int, ...] | None) -> np.ndarray:
+    """int64 [n, 2]: what a worker is told of each picture, its index and its own seed (-1: it needs none)."""
+    seeds = [-1 if seed is None else stable_seed(*seed, int(position)) for position in positions]
+    return np.stack([indices, np.array(seeds, dtype=np.int64)], axis=1)
+
+
+class Epochs:
+    """The batches of a training run, as keys for the workers.
+
+    The order of an epoch is one list for all processes, repeats of a picture side by side as in
+    DeiT's repeated augmentation; step g takes its g-th ``batch_size * world`` entries and process r
+    of these r, r + world, ... Each entry has its own augmentation. The last, incomplete step is
+    dropped; a data set smaller than one step is repeated to fill it (``wraps``).
+    """
+
+    def __init__(self, length: int, *, batch_size: int, repeats: int, seed: int, rank: int, world: int) -> None:
+        self._length, self._repeats, self._seed = length, repeats, seed
+        self._global_batch, self._rank, self._world = batch_size * world, rank, world
+        entries = len(repeated(np.empty(length, dtype=np.int8), repeats))
+        self.wraps = entries < self._global_batch
+        self._steps = max(1, entries // self._global_batch)
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self._steps
+
+    def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
+        """This process's keys for the steps ``start``, ... of an epoch, int64 [batch, 2] each."""
+        order = repeated(shuffled(self._length, self._seed, epoch), self._repeats)
+        if self.wraps:
+            order = np.resize(order, self._global_batch)
+        positions = np.arange(len(order))
+        batches = []
+        for step in range(start, len(self)):
+            first = step * self._global_batch
+            mine = slice(first + self._rank, first + self._global_batch, self._world)
+            batches.append(keys_of(order[mine], positions[mine], (self._seed, epoch)))
+        return batches
+
+
 @contextmanager
 def own_randomness() -> Iterator[None]:
     """Leave the global generators (Python's, NumPy's, torch's on the CPU) as they were before the block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ class Preprocess:
                 scale=augmentation.scale,
                 ratio=augmentation.ratio,
                 hflip=augmentation.hflip,
-                color_jitter=augmentation.color_jitter,
+                color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]
                 auto_augment=augmentation.policy,
                 interpolation=augmentation.train_interpolation,
                 mean=self.mean,
@@ -96,9 +97,7 @@ class Preprocess:
         _mend_posterize(transform)
         size = self.input_size[1:]
         if max(size) <= _SMALL:
-            resize = ResizeKeepRatio(size, interpolation=augmentation.train_interpolation)  # type: ignore[no-untyped-call]
-            crop = transforms.RandomCrop(size, padding=4)
-            transform.transforms[:1] = [resize, crop]
+            transform.transforms[0] = _ShiftedCrop(size, augmentation.train_interpolation)
         return transform  # type: ignore[no-any-return]
 
     def random_crop_transform(self, interpolation: str | None = None) -> Transform:
@@ -118,6 +117,27 @@ class Preprocess:
             torch.tensor(values, device=device).mul_(255).view(1, -1, 1, 1) for values in (self.mean, self.std)
         )
         return images.float().sub_(mean).div_(std)
+
+
+class _ShiftedCrop:
+    """A small picture, resized to ``size`` (height, width), moved by up to 4 pixels and filled up with black.
+
+    What DeiT has in place of random resized crops for inputs of up to 32 pixels (torchvision's
+    ``RandomCrop(size, padding=4)``).
+    """
+
+    _PADDING = 4
+
+    def __init__(self, size: tuple[int, int], interpolation: str) -> None:
+        self._resize = ResizeKeepRatio(size, interpolation=interpolation)  # type: ignore[no-untyped-call]
+        self._height, self._width = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size != (self._width, self._height):
+            image = self._resize(image)
+        left = random.randint(-self._PADDING, image.width - self._width + self._PADDING)
+        top = random.randint(-self._PADDING, image.height - self._height + self._PADDING)
+        return image.crop((left, top, left + self._width, top + self._height))
 
 
 def _mend_posterize(transform: transforms.Compose) -> None:

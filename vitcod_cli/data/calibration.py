@@ -1,0 +1,119 @@
+"""A few hundred pictures kept in memory, for the passes of a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcod_cli import distributed
+from vitcod_cli.data.batches import BatchReader, place
+from vitcod_cli.data.images import ImageData
+from vitcod_cli.data.order import keys_of, shuffled
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.streams import StreamImages, StreamReader
+from vitcod_cli.reporting import Reporter, SilentReporter
+
+_BATCH = 32
+
+
+class CalibrationImages:
+    """Pictures decoded once and kept as bytes: this process's share of them.
+
+    ``len()`` is this process's number of pictures, ``num_images`` that of all processes. They take
+    ``len * C * H * W`` bytes of main memory.
+    """
+
+    def __init__(self, images: Tensor, preprocess: Preprocess, device: torch.device, num_images: int) -> None:
+        self._images = images
+        self._preprocess = preprocess
+        self._device = device
+        self.num_images = num_images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def tensor(self, indices: Tensor | slice) -> Tensor:
+        """The pictures at these places of this process's share, normalised float32 [n, C, H, W] on the device."""
+        return self._preprocess.to_device(self._images[indices], self._device)
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """All pictures once, in their order, or shuffled by ``generator``; float32 [B, C, H, W] on the device."""
+        if generator is None:
+            for start in range(0, len(self), batch_size):
+                yield self.tensor(slice(start, start + batch_size))
+        else:
+            order = torch.randperm(len(self), generator=generator)
+            for start in range(0, len(self), batch_size):
+                yield self.tensor(order[start : start + batch_size])
+
+
+def calibration_images(
+    dataset: ImageData,
+    preprocess: Preprocess,
+    count: int,
+    *,
+    workers: int | None,
+    device: torch.device,
+    seed: int,
+    crops: Literal["center", "random"] = "center",
+    reporter: Reporter | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+) -> CalibrationImages:
+    """Read ``count`` pictures, drawn by ``seed`` from the whole data set and spread over the processes.
+
+    If there are fewer, all are used, and ``reporter`` says so. Unreadable pictures are left out. Of
+    a stream the first ``count`` are taken.
+
+    Args:
+        crops: ``center`` is the evaluation transform; ``random`` a random crop and flip of each.
+        rank: place among the processes; of the running job if left out.
+        world: number of processes; of the running job if left out.
+    """
+    given, (rank, world) = world, place(rank, world)
+    reporter = reporter or SilentReporter()
+    random = crops == "random"
+    function = preprocess.random_crop_transform() if random else preprocess.eval_transform()
+    cpu = torch.device("cpu")
+    if isinstance(dataset, StreamImages):
+        share = len(range(rank, count, world))
+        stream = StreamReader(
+            dataset,
+            preprocess,
+            function,
+            batch_size=_BATCH,
+            # One worker keeps the images in their order, so that the first ones are the same for all processes.
+            workers=0 if workers == 0 else 1,
+            device=cpu,
+            rank=rank,
+            world=world,
+            training=False,
+            seed=seed,
+            random=random,
+        )
+        batches = stream.read(raw=True)
+    else:
+        drawn = shuffled(len(dataset), seed)[:count]
+        places = np.arange(len(drawn))[rank::world]
+        keys = keys_of(drawn[rank::world], places, (seed, 0) if random else None)
+        share = len(keys)
+        reader = BatchReader(
+            dataset, preprocess, function, workers=workers, device=cpu, replace_bad=False, reporter=reporter
+        )
+        batches = reader.read([keys[i : i + _BATCH] for i in range(0, share, _BATCH)], raw=True)
+    images = torch.empty(share, *preprocess.input_size, dtype=torch.uint8)
+    read = 0
+    with reporter.progress("read images", share) as progress:
+        while read < share and (batch := next(batches, None)) is not None:
+            part = batch[0][: share - read]
+            images[read : read + len(part)] = part
+            read += len(part)
+            progress.advance(len(part))
+    total = read if given is not None else sum(distributed.gather_objects(read))
+    if total < count and given is None:
+        reporter.info(f"Calibration uses {total} images: there are no more ({count} were asked for).")
+    return CalibrationImages(images[:read], preprocess, device, total)
