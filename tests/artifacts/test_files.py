@@ -92,7 +92,7 @@ def test_a_killed_writer_leaves_the_old_file_and_what_it_left_is_removed(tmp_pat
     visible = [name for name in os.listdir(tmp_path) if not name.startswith(".")]
     assert sorted(visible) == ["data.txt", "other.txt"]
     assert len(os.listdir(tmp_path)) == 3
-    remove_leftovers(target)
+    remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["data.txt", "other.txt"]
 
 
@@ -113,7 +113,7 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
     for place, words in (
         (".", "a folder"),
         ("pipe", "not a regular file"),
-        ("file/x.txt", "its folder is a file"),
+        ("file/x", "its folder is a file"),
     ):
         with pytest.raises(VitcodError) as error, atomic_path(tmp_path / place) as temporary:
             temporary.touch()

@@ -156,5 +156,5 @@ def write_checkpoint(
     Raises:
         VitcodError: if the file can't be written; what was there is untouched.
     """
-    metadata = {"model_config": config.to_dict(), **info}
+    metadata = {**info, "model_config": config.to_dict()}
     write_safetensors(path, _unwrapped(state_dict), CHECKPOINT, metadata)

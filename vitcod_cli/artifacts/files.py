@@ -7,7 +7,6 @@ Every file of ours is a safetensors file whose metadata holds one JSON string un
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -71,7 +70,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(
-            prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
+            prefix=f".{target.name[:80]}.vitcod-", suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
         ) as folder:
             temporary = Path(folder) / "file"
             temporary.touch()
@@ -86,10 +85,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(target.parent)
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what processes that were killed while writing ``path`` have left beside it."""
-    target = Path(os.path.realpath(path))
-    for leftover in target.parent.glob(f".{glob.escape(target.name[:80])}.*.tmp"):
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while writing have left in ``folder``."""
+    for leftover in Path(folder).glob(".*.vitcod-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,21 @@ def load_pickled(path: Path, source: str, flag: str) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = _refused(str(error))
-        if refused is None:
-            raise VitcodError(
-                f"{flag} {source} is not a checkpoint that can be read: {_first_line(error)}"
-            ) from error
+        if refused is None:  # torch's own words would advise to switch the check off
+            raise VitcodError(f"{flag} {source} is not a whole PyTorch checkpoint; get it again.") from error
         raise VitcodError(
             f"{flag} {source} holds a Python object ({refused}) that could run code when loaded, so it is "
             "refused; save its weights alone (torch.save of model.state_dict())."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        message = f"{flag} {source} is not a whole PyTorch checkpoint ({_first_line(error)}); get it again."
+    # What a damaged file raises depends on where it is damaged.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        message = f"{flag} {source} is not a whole PyTorch checkpoint ({reason}); get it again."
         raise VitcodError(message) from error
 
 
@@ -64,10 +66,6 @@ def _refused(message: str) -> str | None:
     """The name of the object that torch refused to unpickle."""
     found = re.search(r"GLOBAL (\S+)", message) or re.search(r"Unsupported (?:class|global|type):? (\S+)", message)
     return found[1].strip("`'\"") if found else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") or type(error).__name__
 
 
 def write_pickled(path: str | os.PathLike[str], content: Any) -> None:

@@ -15,7 +15,6 @@ from vitcod_cli.settings import Settings, setting
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
-_FILES = (CONFIG, METRICS, LAST, BEST, STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +67,7 @@ class RunDirectory:
                 "with --overwrite, or name another folder."
             )
         run = cls(path)
-        for name in _FILES:
-            remove_leftovers(path / name)
+        remove_leftovers(path)
         if settings.overwrite and not restarted():
             run._clear()
         return run
@@ -110,7 +108,7 @@ class RunDirectory:
             ) from error
 
     def _clear(self) -> None:
-        for name in _FILES:
+        for name in (CONFIG, METRICS, LAST, BEST, STATE):
             leftover = self.path / name
             if leftover.is_dir():
                 shutil.rmtree(leftover)
