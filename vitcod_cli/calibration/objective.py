@@ -1,0 +1,52 @@
+"""What a block is fitted to: the output of the dense model's block, the class token counting extra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitcod_cli import distributed
+
+PREFIX_SHARE = 0.3
+"""Share of the prefix tokens in the loss: one row of 197 would hardly count otherwise, but the class
+token is what the head reads."""
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """Weighted squared error of a block's output, 1 being no better than the mean over images.
+
+    Attributes:
+        weights: [N]; share of each token, divided by the variance of the target at its kind.
+    """
+
+    weights: Tensor
+
+    @classmethod
+    def scaled_to(cls, target: Tensor, num_prefix_tokens: int) -> OutputLoss:
+        """The loss for outputs like ``target`` [images, N, C] (all processes' images together)."""
+        shift = distributed.broadcast(target[:1].mean(dim=0).clone())
+        centred = torch.stack([target.sub(shift).sum(dim=0), target.sub(shift).square().sum(dim=0)]).double()
+        count = distributed.all_reduce_sum(torch.tensor(float(len(target)), device=target.device).double())
+        first, second = distributed.all_reduce_sum(centred) / count
+        variance = (second - first.square()).clamp_min(0).mean(dim=-1)  # [N]
+
+        num_tokens, prefix = len(variance), num_prefix_tokens
+        weights = torch.ones_like(variance)
+        if 0 < prefix < num_tokens:
+            # In the first blocks a prefix token is nearly the same for all images: against its own
+            # variance its error would drown everything else.
+            patches = variance[prefix:].mean()
+            own = torch.maximum(variance[:prefix].mean(), 0.1 * patches)
+            weights[:prefix] = PREFIX_SHARE / prefix / own
+            weights[prefix:] = (1 - PREFIX_SHARE) / (num_tokens - prefix) / patches
+        else:
+            weights /= num_tokens * variance.mean()
+        return cls(torch.nan_to_num(weights, posinf=1.0).float())
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over images of the weighted error of ``output`` [B, N, C]; a scalar."""
+        error = (output.float() - target).square().mean(dim=-1)
+        return (error * self.weights).sum(dim=-1).mean()

@@ -1,0 +1,21 @@
+"""Options of the block-wise calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from vitcod_cli.settings import Settings
+from vitcod_cli.settings import setting as _setting
+
+setting = partial(_setting, panel="Calibration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings(Settings):
+    """How block after block is fitted to the dense model, on a few images and without labels."""
+
+    calibrate_steps: int = setting(100, "Calibration steps for each block; 0 leaves calibration out.", minimum=0)
+    calibrate_images: int = setting(256, "Training images that calibration looks at.", minimum=1)
+    calibrate_batch_size: int = setting(32, "Images of a calibration step, over all processes.", minimum=1)
+    calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", minimum=0)

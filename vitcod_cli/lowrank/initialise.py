@@ -1,0 +1,195 @@
+"""Give every layer its head auto-encoder: from aligned heads, from PCA, or as published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from vitcod_cli import distributed
+from vitcod_cli.lowrank.align import align_heads, principal_heads, rotate_heads
+from vitcod_cli.lowrank.bilinear import LatentHeads, fit_latent_heads
+from vitcod_cli.lowrank.moments import TokenMoments
+from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.auto_encoder import compressed_heads, projections
+from vitcod_cli.model.build import attentions, model_config
+from vitcod_cli.reporting import Progress
+
+RIDGE = 1e-4
+"""Share of the mean variance added to every direction of the tokens: directions that a few images
+never show must keep their weights, not lose them."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What the initialisation of one layer kept.
+
+    Attributes:
+        kept_energy: share of the energy of Q and K that the low-rank heads keep.
+        logit_error: relative squared error of the attention logits, before and after the fit
+            (None where the logits are not what is fitted).
+    """
+
+    layer: int
+    method: str
+    kept_energy: float
+    logit_error: tuple[float, float] | None = None
+
+    def figures(self) -> dict[str, float | int | str]:
+        """For ``metrics.jsonl``."""
+        values: dict[str, float | int | str] = {
+            "stage": "init", "block": self.layer, "init": self.method, "kept_energy": self.kept_energy
+        }  # fmt: skip
+        if self.logit_error is not None:
+            values["logit_error_before"], values["logit_error"] = self.logit_error
+        return values
+
+
+def add_auto_encoders(model: VisionTransformer, settings: LowRankSettings) -> None:
+    """Give all layers auto-encoders with the published initialisation."""
+    for attention in attentions(model):
+        attention.add_auto_encoder(settings.svd_type)
+    model.vitcod_config = model_config(model).changed(svd_type=settings.svd_type)  # type: ignore[assignment]
+
+
+def initialise(
+    model: VisionTransformer,
+    moments: Sequence[TokenMoments],
+    settings: LowRankSettings,
+    progress: Progress | None = None,
+) -> list[LayerReport]:
+    """Set every layer's auto-encoder (and, aligned, its q and k rows) from the dense model's moments.
+
+    Args:
+        model: has auto-encoders (:func:`add_auto_encoders`) and otherwise the dense weights.
+        moments: of the dense model, one per layer (:func:`collect_moments`).
+
+    Returns:
+        One report a layer. A layer with a norm on Q and K has no gauge and falls back to PCA.
+    """
+    reports = []
+    for index, (attention, moment) in enumerate(zip(attentions(model), moments, strict=True)):
+        if settings.init == "aligned" and attention.foldable:
+            report = _init_aligned(index, attention, moment, settings)
+        else:
+            report = _init_pca(index, attention, moment, settings)
+        # The processes may round differently; training needs them identical.
+        for parameter in attention.parameters():
+            distributed.broadcast(parameter.data)
+        reports.append(report)
+        if progress is not None:
+            progress.advance(1, kept=report.kept_energy)
+    return reports
+
+
+# -- PCA over heads ---------------------------------------------------------------------------
+
+
+def _init_pca(
+    index: int, attention: SparseLowRankAttention, moments: TokenMoments, settings: LowRankSettings
+) -> LayerReport:
+    kept = total = 0.0
+    for letter in projections(settings.svd_type):
+        second = moments.heads[letter]
+        mean = second[-1, :-1]
+        covariance = second[:-1, :-1] - mean[:, None] * mean
+        values, vectors = torch.linalg.eigh(covariance)
+        basis = vectors[:, -compressed_heads(attention.num_heads) :]
+        _set_auto_encoder(attention, letter, basis, mean - basis @ (basis.T @ mean))
+        kept += float(values[-basis.shape[1] :].sum())
+        total += float(values.sum())
+    return LayerReport(index, "pca", kept / total if total else 1.0)
+
+
+@torch.no_grad()
+def _set_auto_encoder(
+    attention: SparseLowRankAttention, letter: str, basis: Tensor, shift: Tensor | None = None
+) -> None:
+    """Encode with the transpose of ``basis`` [H, h], decode with it, and add ``shift`` [H]."""
+    pair = attention.auto_encoder(letter)
+    assert pair is not None
+    encoder, decoder = pair
+    encoder.weight.copy_(basis.T)
+    decoder.weight.copy_(basis)
+    encoder.bias.zero_()
+    if shift is None:
+        decoder.bias.zero_()
+    else:
+        decoder.bias.copy_(shift)
+
+
+# -- aligned heads ----------------------------------------------------------------------------
+
+
+def _init_aligned(
+    index: int, attention: SparseLowRankAttention, moments: TokenMoments, settings: LowRankSettings
+) -> LayerReport:
+    """Rotate the heads alike, then fit low-rank heads to the attention logits."""
+    query = moments.query if attention.qkv.bias is not None else moments.query[:-1, :-1]
+    roots = {"q": _square_root(query), "k": _square_root(moments.key)}
+    chosen = projections(settings.svd_type)
+    rank = compressed_heads(attention.num_heads)
+    centre_keys(attention)
+    seen = {letter: _rows(attention, letter) @ roots[letter] for letter in "qk"}
+    alignment = align_heads([seen[letter] for letter in chosen], [rank] * len(chosen))
+    rotate_heads(attention, alignment.rotations)
+
+    target = {letter: _rows(attention, letter) @ roots[letter] for letter in "qk"}
+    if settings.align_steps == 0:
+        for letter in chosen:
+            _set_auto_encoder(attention, letter, principal_heads(target[letter], rank))
+        return LayerReport(index, "aligned", alignment.kept_after)
+    start = {
+        letter: LatentHeads.principal(target[letter], rank)
+        if letter in chosen
+        else LatentHeads.identity(target[letter])
+        for letter in "qk"
+    }
+    fit = fit_latent_heads(start["q"], start["k"], target["q"], target["k"], steps=settings.align_steps)
+    for letter, fitted in (("q", fit.q), ("k", fit.k)):
+        heads = fitted.orthonormal() if letter in chosen else fitted
+        if letter in chosen:
+            _set_auto_encoder(attention, letter, heads.mixing)
+        weighted = heads.heads()
+        _set_rows(attention, letter, torch.linalg.solve(roots[letter], weighted.mT).mT)
+    return LayerReport(index, "aligned", alignment.kept_after, (fit.error_before, fit.error_after))
+
+
+def _square_root(moment: Tensor) -> Tensor:
+    """Symmetric square root of a second moment [n, n], made safely invertible."""
+    values, vectors = torch.linalg.eigh(moment)
+    floor = RIDGE * float(values.clamp(min=0).mean()) or 1.0
+    root: Tensor = (vectors * (values.clamp(min=0) + floor).sqrt()) @ vectors.T
+    return root
+
+
+@torch.no_grad()
+def centre_keys(attention: SparseLowRankAttention) -> None:
+    """Drop the bias of K: softmax does not see a constant added to all keys of an image."""
+    if attention.qkv.bias is not None:
+        attention.qkv.bias[attention.attn_dim : 2 * attention.attn_dim] = 0
+
+
+def _rows(attention: SparseLowRankAttention, letter: str) -> Tensor:
+    """The heads of a projection, float64 [H, d, C]; of Q [H, d, C+1], its bias last, if it has one."""
+    index = "qk".index(letter)
+    rows = slice(index * attention.attn_dim, (index + 1) * attention.attn_dim)
+    weight = attention.qkv.weight.detach()[rows].double()
+    if letter == "q" and attention.qkv.bias is not None:
+        weight = torch.cat([weight, attention.qkv.bias.detach()[rows, None].double()], dim=1)
+    return weight.reshape(attention.num_heads, attention.head_dim, -1)
+
+
+@torch.no_grad()
+def _set_rows(attention: SparseLowRankAttention, letter: str, heads: Tensor) -> None:
+    """The inverse of :func:`_rows`."""
+    index, dim = "qk".index(letter), attention.qkv.weight.shape[1]
+    rows = slice(index * attention.attn_dim, (index + 1) * attention.attn_dim)
+    flat = heads.reshape(attention.attn_dim, -1)
+    attention.qkv.weight[rows] = flat[:, :dim].to(attention.qkv.weight.dtype)
+    if letter == "q" and attention.qkv.bias is not None:
+        attention.qkv.bias[rows] = flat[:, dim].to(attention.qkv.bias.dtype)

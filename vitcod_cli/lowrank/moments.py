@@ -1,0 +1,136 @@
+"""Second moments of the tokens that enter each attention layer, in one pass over a few images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcod_cli import distributed
+from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.build import attentions
+from vitcod_cli.reporting import Progress
+
+CLASS_TOKEN_SHARE = 0.5
+"""Weight of the class token among the queries: it is one row of 197, but the one that is read out."""
+
+
+ATTENDED_SHARE = 0.5
+"""Weight of the attention that a key receives, against all keys alike."""
+
+
+@dataclass
+class TokenMoments:
+    """What one attention layer's fit needs to know of its data, float64; memory grows with C^2.
+
+    Attributes:
+        query: [C+1, C+1], E[x x^T] of the tokens as queries, with a 1 appended for the bias.
+        key: [C, C], the covariance of the tokens of an image around their mean, averaged over
+            images: half of it over all tokens alike, half over the tokens as the heads attend to
+            them. The mean is left out because softmax does not see a constant added to the logits
+            of a row.
+        heads: for ``"q"`` and ``"k"`` the sums [H+1, H+1] over channels of one projection's
+            vectors across heads, with a 1 appended: all that PCA over heads needs.
+    """
+
+    query: Tensor
+    key: Tensor
+    heads: dict[str, Tensor]
+
+    @classmethod
+    def zeros(cls, dim: int, num_heads: int, device: torch.device) -> TokenMoments:
+        """Nothing seen yet."""
+
+        def zero(n: int) -> Tensor:
+            return torch.zeros(n, n, dtype=torch.float64, device=device)
+
+        return cls(zero(dim + 1), zero(dim), {letter: zero(num_heads + 1) for letter in "qk"})
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, for reductions."""
+        return [self.query, self.key, *self.heads.values()]
+
+
+class MomentCollector:
+    """Sums the moments of one layer over batches; set as ``attention.token_observer``."""
+
+    def __init__(self, attention: SparseLowRankAttention, num_prefix_tokens: int) -> None:
+        weight = attention.qkv.weight
+        self.attention = attention
+        self.num_prefix_tokens = num_prefix_tokens
+        self.moments = TokenMoments.zeros(weight.shape[1], attention.num_heads, weight.device)
+
+    def __call__(self, x: Tensor, q: Tensor, k: Tensor) -> None:
+        """Add the tokens ``x`` [B, N, C] and their Q and K [B, H, N, d] before the auto-encoder."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            batch, tokens, _ = x.shape
+            share = CLASS_TOKEN_SHARE if 0 < self.num_prefix_tokens < tokens else 0.0
+            weights = torch.full((tokens,), (1 - share) / tokens, device=x.device)
+            weights[: self.num_prefix_tokens] += share / max(self.num_prefix_tokens, 1)
+            one = torch.cat([x, x.new_ones(batch, tokens, 1)], dim=-1)
+            self.moments.query += _gram((one * weights.sqrt()[:, None]).flatten(0, 1))
+            self.moments.key += self._key_moment(x, q, k)
+            for letter, heads in (("q", q), ("k", k)):
+                vectors = heads.float().permute(0, 2, 3, 1).reshape(-1, heads.shape[1])
+                one = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=-1)
+                self.moments.heads[letter] += _gram(one) / (tokens * heads.shape[-1])
+
+    def _key_moment(self, x: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Covariance of the keys' tokens, summed over the batch: sum_j w_j x_j x_j^T - m m^T."""
+        received = self.attention.logits(q.float(), k.float()).softmax(dim=-1).mean(dim=2)  # [B, H, N]
+        attended = (1 - ATTENDED_SHARE) * received.new_full((), 1 / x.shape[1]) + ATTENDED_SHARE * received.mean(1)
+        second = _gram((x * attended.sqrt()[..., None]).flatten(0, 1))
+        means = torch.einsum("bhn,bnc->bhc", received, x).flatten(0, 1)
+        attended_mean = _gram(means) / received.shape[1]
+        return second - (1 - ATTENDED_SHARE) * _gram(x.mean(dim=1)) - ATTENDED_SHARE * attended_mean
+
+
+def _gram(rows: Tensor) -> Tensor:
+    # One batch is summed in float32, batches in float64: no drift over many images.
+    return (rows.T @ rows).double()
+
+
+@torch.inference_mode()
+def collect_moments(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    num_prefix_tokens: int,
+    progress: Progress | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[TokenMoments]:
+    """Mean moments of every attention layer over all images of all processes.
+
+    Args:
+        model: the dense model; left in eval mode.
+        batches: normalised images [B, 3, H, W].
+        num_prefix_tokens: how many tokens come before the patches.
+        progress: advanced by the images of each batch.
+        autocast: gives the context for one forward pass.
+    """
+    model.eval()
+    layers = attentions(model)
+    collectors = [MomentCollector(layer, num_prefix_tokens) for layer in layers]
+    count = torch.zeros(1, dtype=torch.float64, device=layers[0].qkv.weight.device)
+    try:
+        for layer, collector in zip(layers, collectors, strict=True):
+            layer.token_observer = collector
+        for images in batches:
+            with autocast():
+                model(images)
+            count += len(images)
+            if progress is not None:
+                progress.advance(len(images))
+    finally:
+        for layer in layers:
+            layer.token_observer = None
+    distributed.all_reduce_sum(count)
+    for collector in collectors:
+        for tensor in collector.moments.tensors():
+            distributed.all_reduce_sum(tensor).div_(count)
+    return [collector.moments for collector in collectors]
