@@ -109,9 +109,8 @@ def calibrate(
             progress.advance(1, block=f"{len(reports) + 1}/{len(student.blocks)}", error=error)
 
         for index, (tokens, target) in enumerate(walk):
-            fit = BlockFit(
-                student.blocks[index], tokens, target, settings, scope, runtime, student.num_prefix_tokens
-            )
+            block, loss = student.blocks[index], OutputLoss.scaled_to(target, student.num_prefix_tokens)
+            fit = BlockFit(block, fitted_parameters(block, scope), loss, tokens, target, settings, runtime)
             report = fit.run(index, on_step)
             if report.note:
                 reporter.warn(f"Block {index + 1}: {report.note}")

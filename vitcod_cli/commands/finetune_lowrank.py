@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.artifacts.run_directory import OutputSettings
+from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.commands.common import InitFromOption, JsonOption
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.training.recipe import LowRankRecipe
@@ -19,16 +18,12 @@ from vitcod_cli.training.recipe import LowRankRecipe
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-SvdTypeOption = Annotated[
-    SvdType,
-    typer.Option("--svd-type", help="Which of Q and K pass through a head auto-encoder.", rich_help_panel="Model"),
-]
-
 
 def finetune_lowrank(
     *,
     init_from: InitFromOption = None,
-    svd_type: SvdTypeOption = "mix_head_fc_qk",
+    lowrank: LowRankSettings,
+    calibration: CalibrationSettings,
     model: ModelSettings,
     data: DataSettings,
     augmentation: AugmentationSettings,
@@ -43,8 +38,10 @@ def finetune_lowrank(
     """
     if init_from is None:
         raise VitcodError("--init-from is needed: name the weights of the dense model.")
+    from vitcod_cli.commands.compression import Compression, dense_copy
     from vitcod_cli.commands.console import console
     from vitcod_cli.commands.fine_tuning import FineTuning, open_images
+    from vitcod_cli.model.build import model_config
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
 
@@ -52,7 +49,23 @@ def finetune_lowrank(
     with start(runtime) as place:
         network = load_model(model, init_from, flag="--init-from", drop_path=recipe.drop_path, reporter=reporter)
         images = open_images(network, data, reporter)
-        _add_auto_encoders(network, svd_type, init_from)
+        before = None
+        if model_config(network).svd_type != lowrank.svd_type:
+            dense = dense_copy(network)
+            _add_auto_encoders(network, lowrank, init_from)
+            before = Compression(
+                model=network,
+                teacher=dense,
+                teacher_flag="--init-from",
+                lowrank=lowrank,
+                scope="attention",
+                calibration=calibration,
+                workers=data.workers,
+                images=images,
+                runtime=place,
+                reporter=reporter,
+            ).run
+
         FineTuning(
             command="finetune-lowrank",
             model=model,
@@ -61,22 +74,19 @@ def finetune_lowrank(
             recipe=recipe,
             runtime=place,
             output=output,
-            options={"init_from": init_from, "svd_type": svd_type},
+            options={"init_from": init_from, **lowrank.to_dict(), **calibration.to_dict()},
             sources={"init_from": init_from},
             json=json,
-        ).run(network, images, reporter)
+        ).run(network, images, reporter, before)
 
 
-def _add_auto_encoders(network: VisionTransformer, svd_type: SvdType, source: str) -> None:
-    from vitcod_cli.model.build import attentions, model_config
+def _add_auto_encoders(network: VisionTransformer, lowrank: LowRankSettings, source: str) -> None:
+    from vitcod_cli.lowrank.initialise import add_auto_encoders
+    from vitcod_cli.model.build import model_config
 
-    config = model_config(network)
-    if config.svd_type == svd_type:
-        return
-    if config.svd_type != "none":
+    made = model_config(network).svd_type
+    if made != "none":
         raise VitcodError(
-            f"--init-from {source} is low-rank already (--svd-type {config.svd_type}); start from the dense model."
+            f"--init-from {source} is low-rank already (--svd-type {made}); start from the dense model."
         )
-    for attention in attentions(network):
-        attention.add_auto_encoder(svd_type)
-    network.vitcod_config = config.changed(svd_type=svd_type)  # type: ignore[assignment]
+    add_auto_encoders(network, lowrank)

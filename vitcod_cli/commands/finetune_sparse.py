@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitcod_cli.artifacts.run_directory import OutputSettings
+from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.commands.common import InitFromOption, JsonOption, MaskOption
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
@@ -16,6 +17,7 @@ def finetune_sparse(
     *,
     init_from: InitFromOption = None,
     mask: MaskOption = None,
+    calibration: CalibrationSettings,
     model: ModelSettings,
     data: DataSettings,
     augmentation: AugmentationSettings,
@@ -30,8 +32,9 @@ def finetune_sparse(
     """
     if init_from is None:
         raise VitcodError("--init-from is needed: name the weights of the dense or low-rank model.")
+    from vitcod_cli.commands.compression import Compression, dense_copy
     from vitcod_cli.commands.console import console
-    from vitcod_cli.commands.fine_tuning import FineTuning, open_images
+    from vitcod_cli.commands.fine_tuning import FineTuning, load_teacher, open_images
     from vitcod_cli.model.build import keep_mask
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
@@ -45,6 +48,22 @@ def finetune_sparse(
             raise VitcodError(
                 f"--mask is needed: --init-from {init_from} holds no mask; make one with vitcod gen-mask."
             )
+        images = open_images(network, data, reporter)
+        distilled = recipe.distill_from is not None
+        teacher = load_teacher(recipe, network, reporter) if distilled else dense_copy(network)
+        assert teacher is not None
+        before = Compression(
+            model=network,
+            teacher=teacher,
+            teacher_flag="--distill-from" if distilled else "--init-from",
+            lowrank=None,
+            scope="block",
+            calibration=calibration,
+            workers=data.workers,
+            images=images,
+            runtime=place,
+            reporter=reporter,
+        ).run
         FineTuning(
             command="finetune-sparse",
             model=model,
@@ -53,7 +72,7 @@ def finetune_sparse(
             recipe=recipe,
             runtime=place,
             output=output,
-            options={"init_from": init_from, "mask": mask},
+            options={"init_from": init_from, "mask": mask, **calibration.to_dict()},
             sources={"init_from": init_from, "mask": mask},
             json=json,
-        ).run(network, open_images(network, data, reporter), reporter)
+        ).run(network, images, reporter, before)
