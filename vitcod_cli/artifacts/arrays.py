@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from vitcod_cli.artifacts.describe import in_words
-from vitcod_cli.artifacts.files import checked_path
+from vitcod_cli.artifacts.files import checked_path, first_line
 from vitcod_cli.errors import VitcodError
 
 
@@ -25,8 +25,11 @@ def read_npy(path: str | os.PathLike[str], flag: str) -> np.ndarray:
     """
     try:
         array: np.ndarray = np.load(checked_path(path, flag), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        message = f"{flag} {path} is not a whole .npy array of plain numbers ({error}); make it again."
+    except VitcodError:
+        raise
+    # What a damaged header raises depends on where it is damaged: numpy parses it as Python.
+    except Exception as error:
+        message = f"{flag} {path} is not a whole .npy array of plain numbers ({first_line(error)}); make it again."
         raise VitcodError(message) from error
     return array
 

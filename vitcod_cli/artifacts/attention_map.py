@@ -55,10 +55,11 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
 def _read_own(path: str | os.PathLike[str], flag: str) -> tuple[np.ndarray, int, dict[str, Any]]:
     with open_safetensors(path, flag=flag) as (handle, metadata):
         info = checked_kind(metadata, path, kind=ATTENTION_MAP, flag=flag)
-        names = set(handle.keys())
-        if not {"attention", "num_images"} <= names or handle.get_slice("attention").get_dtype() != "F32":
-            raise VitcodError(f"{flag} {path} lacks its float32 attention; make it again with vitcod dump-attn.")
-        return handle.get_tensor("attention"), int(handle.get_tensor("num_images").reshape(-1)[0]), info
+        tensors = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        dtypes = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+        if dtypes != {"attention": "F32", "num_images": "I64"} or tensors["num_images"].get_shape() != [1]:
+            raise VitcodError(f"{flag} {path} lacks attention or num_images; make it again with vitcod dump-attn.")
+        return handle.get_tensor("attention"), int(handle.get_tensor("num_images")[0]), info
 
 
 def write_attention_map(path: str | os.PathLike[str], attention_map: AttentionMap) -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "RUN_STATE",
     "atomic_path",
     "checked_path",
+    "first_line",
     "open_safetensors",
     "read_safetensors_info",
     "remove_leftovers",
@@ -190,10 +191,10 @@ def open_safetensors(
         what = describe(path)
         if what is not None and what.container != "safetensors":
             raise VitcodError(f"{flag} {path} is not a safetensors file: it seems to be {what}.") from error
-        message = (
-            f"{flag} {path} is not a whole safetensors file ({error}); it may have been cut short: make it again."
-        )
-        raise VitcodError(message) from error
+        raise VitcodError(
+            f"{flag} {path} is not a whole safetensors file ({first_line(error)}); it may have been cut short: make "
+            "it again."
+        ) from error
 
 
 def read_safetensors_info(path: str | os.PathLike[str], *, kind: str, flag: str) -> dict[str, Any]:
@@ -246,6 +247,12 @@ def checked_path(path: str | os.PathLike[str], flag: str) -> Path:
         raise VitcodError(f"{flag} {path} does not exist; check the path.") from error
     except (OSError, ValueError) as error:
         raise VitcodError(f"{flag} {path} can't be read ({getattr(error, 'strerror', None) or error}).") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, fit for the middle of a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

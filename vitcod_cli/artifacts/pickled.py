@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vitcod_cli.artifacts.files import atomic_path
+from vitcod_cli.artifacts.files import atomic_path, first_line
 from vitcod_cli.errors import VitcodError
 
 
@@ -57,8 +57,7 @@ def load_pickled(path: Path, source: str, flag: str) -> Any:
         ) from error
     # What a damaged file raises depends on where it is damaged.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        message = f"{flag} {source} is not a whole PyTorch checkpoint ({reason}); get it again."
+        message = f"{flag} {source} is not a whole PyTorch checkpoint ({first_line(error)}); get it again."
         raise VitcodError(message) from error
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of
+from vitcod_cli.artifacts.files import first_line
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
@@ -105,10 +106,9 @@ def _pretrained(settings: ModelSettings, flag: str) -> Checkpoint:
         model = timm.create_model(settings.model, pretrained=True, **kwargs)
     # The hub's client and its HTTP library have error types of their own, and timm passes them all on.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise VitcodError(
-            f"{flag} {HUB} could not get the pretrained weights of {settings.model} ({reason}); check the network "
-            "and the name, or give a file."
+            f"{flag} {HUB} could not get the pretrained weights of {settings.model} ({first_line(error)}); check "
+            "the network and the name, or give a file."
         ) from error
     state_dict = model.state_dict()
     config = config.changed(num_classes=class_count_of(state_dict))
@@ -187,8 +187,7 @@ def _resampled(
         filtered: dict[str, Tensor] = checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
     except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError, IndexError) as error:
         _check_fit(model, state_dict, where)  # most often the names say it better
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VitcodError(f"{_misfit(model, state_dict, where)}: {reason}.") from error
+        raise VitcodError(f"{_misfit(model, state_dict, where)}: {first_line(error)}.") from error
     changed = [
         f"{name} from {list(state_dict[name].shape)} to {list(filtered[name].shape)}"
         for name in ("pos_embed", "patch_embed.proj.weight")
