@@ -236,7 +236,9 @@ def test_ours_that_does_not_say_what_it_is(tmp_path: Path) -> None:
         write_safetensors(path, weights(), "checkpoint", info)
         assert "doesn't say which model it holds" in refusal(path)
     write_safetensors(path, weights(), "mask", {})
-    assert "it seems to be a vitcod mask" in refusal(path)
+    assert "it seems to be a vitcod mask; give it as --mask" in refusal(path)
+    write_safetensors(path, weights(), "run-state", {})
+    assert "it seems to be a vitcod run state; the weights are in best.safetensors" in refusal(path)
 
 
 def test_config_survives_json(tmp_path: Path) -> None:

@@ -15,7 +15,12 @@ ATTENTION_MAP = "attention-map"
 MASK = "mask"
 RUN_STATE = "run-state"
 
-_FLAGS = {CHECKPOINT: "--checkpoint or --init-from", ATTENTION_MAP: "--attn-map", MASK: "--mask"}
+_HINTS = {
+    CHECKPOINT: "give it as --checkpoint or --init-from",
+    ATTENTION_MAP: "give it as --attn-map",
+    MASK: "give it as --mask",
+    RUN_STATE: "the weights are in best.safetensors and last.safetensors beside it",
+}
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
@@ -61,7 +66,7 @@ def in_words(path: str | os.PathLike[str]) -> str:
 
 
 def _described(words: str, container: Literal["safetensors", "npy", "torch"], kind: str, own: bool) -> Description:
-    return Description(f"{words}; give it as {_FLAGS[kind]}" if kind in _FLAGS else words, container, kind, own)
+    return Description(f"{words}; {_HINTS[kind]}" if kind in _HINTS else words, container, kind, own)
 
 
 def _describe_array(path: str | os.PathLike[str]) -> Description:

@@ -192,8 +192,8 @@ def open_safetensors(
         if what is not None and what.container != "safetensors":
             raise VitcodError(f"{flag} {path} is not a safetensors file: it seems to be {what}.") from error
         raise VitcodError(
-            f"{flag} {path} is not a whole safetensors file ({first_line(error)}); it may have been cut short: make "
-            "it again."
+            f"{flag} {path} is not a whole safetensors file ({first_line(error)}); it may have been cut short: "
+            "make it again."
         ) from error
 
 
