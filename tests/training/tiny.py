@@ -76,10 +76,11 @@ def train(
     data: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     train_data: ImageData | None = None,
+    recipe_teacher: str | None = None,
     **recipe: Any,
 ) -> tuple[FitResult, nn.Module]:
     """Train the tiny model on coloured squares in ``folder``; other arguments are the recipe's."""
-    settings = Recipe(**{**RECIPE, **recipe})
+    settings = Recipe(**{**RECIPE, **recipe}, teacher=recipe_teacher)
     with start(RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})})) as place:
         model = model or build_model(
             tiny_config(**{"svd_type": "mix_head_fc_qk", **(config or {})}), drop_path=settings.drop_path

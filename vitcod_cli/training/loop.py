@@ -127,8 +127,10 @@ class Loop:
             outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
             self._count(outcome, step, indices)
             progress.advance(outcome.sums[3], loss=outcome.loss, lr=lr)
-            if outcome.interrupted or outcome.terminated:
-                self._stop(outcome)
+            # One process alone needs no agreement: it may stop a step earlier.
+            asked = outcome if distributed.is_distributed() else self.stop
+            if asked.interrupted or asked.terminated:
+                self._stop(interrupted=asked.interrupted)
             self.keeper.save_if_due(self.position)
 
     def _next(self, batches: Iterator[Batch], indices: list[Tensor]) -> Iterator[Batch]:
@@ -163,12 +165,12 @@ class Loop:
             "another --precision, or --skip-nonfinite N."
         )
 
-    def _stop(self, outcome: Outcome) -> NoReturn:
+    def _stop(self, *, interrupted: bool) -> NoReturn:
         """Save and end the run, on all processes alike."""
         self.keeper.save(self.position)
         distributed.barrier()
-        self._say_how_to_go_on("Ctrl-C" if outcome.interrupted else "a signal")
-        raise Interrupted(exit_code(terminated=not outcome.interrupted))
+        self._say_how_to_go_on("Ctrl-C" if interrupted else "SIGTERM")
+        raise Interrupted(exit_code(terminated=not interrupted))
 
     def _say_how_to_go_on(self, by: str) -> None:
         self.reporter.warn(
@@ -218,7 +220,7 @@ class Loop:
             with self.stop.at_once():
                 return evaluate(module, self.val, self.runtime, self.reporter, description)
         except Interrupted:
-            self._say_how_to_go_on("a signal")
+            self._say_how_to_go_on("Ctrl-C" if self.stop.interrupted else "SIGTERM")
             raise
 
     def _write(self, figures: dict[str, Any], module: nn.Module, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -51,12 +52,22 @@ def over_processes(model: TrainingModel, runtime: Runtime) -> nn.Module:
     """``model`` with its gradients averaged over the processes of the run."""
     if not distributed.is_distributed():
         return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
-        broadcast_buffers=False,  # the masks, which never change
-        gradient_as_bucket_view=True,
-    )
+    # DDP regroups the gradients after its first step, and a sum over more than two processes depends
+    # on the grouping in its last bit: a resumed run would end with other bits. While it has to look
+    # for unused parameters it doesn't regroup; it finds one, or else it would warn.
+    exact = runtime.settings.deterministic
+    if exact:
+        model.register_parameter("unused", nn.Parameter(torch.zeros((), device=runtime.device)))
+    with warnings.catch_warnings():
+        # Newest torch has another name for broadcast_buffers, which older ones don't know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
+            broadcast_buffers=False,  # the masks, which never change
+            gradient_as_bucket_view=True,
+            find_unused_parameters=exact,
+        )
 
 
 def without_sync(network: nn.Module, skip: bool) -> AbstractContextManager[None]:

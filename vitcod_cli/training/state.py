@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vitcod_cli.artifacts.files import (
     atomic_path,
     open_safetensors,
     read_safetensors_info,
+    remove_leftovers,
     write_safetensors,
 )
 from vitcod_cli.errors import VitcodError
@@ -107,6 +107,8 @@ class Trained:
             tensors |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
         for name, state in self._optimizer_state():
             tensors |= {f"optimizer/{name}/{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+        for number, group in enumerate(self.optimizer.param_groups):
+            tensors |= {f"group/{number}/{key}": v for key, v in group.items() if isinstance(v, Tensor)}
         return tensors
 
     def values(self) -> dict[str, Any]:
@@ -142,6 +144,7 @@ class Trained:
             # A run that had no average starts one from its weights.
             _load_weights(self.ema.module, _part(tensors, "ema/") or _part(tensors, "model/"))
         self._load_optimizer(_part(tensors, "optimizer/"), saved)
+        self._load_groups(_part(tensors, "group/"), saved["groups"])
         if self.scaler.is_enabled() and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
 
@@ -164,11 +167,15 @@ class Trained:
         current = self.optimizer.state_dict()
         by_number = {number: state[name] for number, name in self._names().items() if name in state}
         self.optimizer.load_state_dict({"state": by_number, "param_groups": current["param_groups"]})
-        # Some optimizers keep what they have learnt (a step size, say) in their groups. What the
-        # recipe says is the recipe's; the learning rate is set by the schedule.
+
+    def _load_groups(self, tensors: Mapping[str, Tensor], saved: Sequence[Mapping[str, Any]]) -> None:
+        """What some optimizers keep with their groups of parameters: a count of steps, a learnt step size."""
+        # These the recipe says, and the schedule.
         ours = {"lr", "initial_lr", "weight_decay", "betas", "eps", "momentum"}
-        for group, values in zip(self.optimizer.param_groups, saved["groups"], strict=False):
-            group.update({key: value for key, value in values.items() if key not in ours and key in group})
+        for number, group in enumerate(self.optimizer.param_groups):
+            number = min(number, len(saved) - 1)  # noqa: PLW2901
+            values = {**saved[number], **_part(tensors, f"{number}/")}
+            group.update({key: value for key, value in values.items() if key not in ours})
 
 
 class StateFile:
@@ -200,6 +207,7 @@ class StateFile:
 
     def _keep_boundary(self) -> None:
         with atomic_path(self.epoch_path) as temporary:
+            temporary.unlink(missing_ok=True)
             try:
                 os.link(self.path, temporary)
             except OSError:  # a file system without hard links
@@ -222,10 +230,9 @@ class StateFile:
         return self.epoch_path if boundary and self.epoch_path.exists() else self.path
 
     def remove_leftovers(self) -> None:
-        """Remove the half-written temporary files of killed processes."""
-        for leftover in self.path.parent.glob(".*.tmp"):
-            with suppress(OSError):
-                leftover.unlink()
+        """Remove the unfinished files of processes that were killed while writing."""
+        for path in (self.path, self.epoch_path):
+            remove_leftovers(path)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -121,6 +121,11 @@ def fit(
             EpochSchedule(trained.optimizer, recipe),
             StateKeeper(state, trained, words, recipe.save_every),
         )  # fmt: skip
+        if loop.steps_per_epoch == 0:
+            raise VitcodError(
+                f"--accumulate-steps {recipe.accumulate_steps} is more than the {len(train)} batches of an epoch; "
+                "lower it."
+            )
         _announce(loop, model)
         position = loop.run(position)
     return _result(position)
@@ -201,7 +206,7 @@ def _announce(loop: Loop, model: VisionTransformer) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     reporter.info(
         f"Global batch {batch} ({parts}), learning rate {lr:g} ({scaled}), {loop.steps_per_epoch} steps per "
-        f"epoch, {recipe.total_epochs} epochs, {parameters / 1e6:.2f}M parameters, {averaged}, {dtype} on "
+        f"epoch, {recipe.total_epochs} epochs, {parameters:,} parameters, {averaged}, {dtype} on "
         f"{loop.runtime.device}."
     )
     warmup = loop.schedule.warmup_epochs
