@@ -104,13 +104,13 @@ def fit_latent_heads(
         optimizer.zero_grad()
         loss = error()
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return float(loss.detach())
 
     with torch.enable_grad():
-        before = float(error())
+        before = float(error().detach())
         if steps:
             optimizer.step(closure)  # type: ignore[no-untyped-call]
-        after = float(error())
+        after = float(error().detach())
     if not after <= before:  # also when NaN
         return Fit(start_q, start_k, before, before)
     fitted = [LatentHeads(m.detach(), z.detach()) for m, z in zip(mixing, latent, strict=True)]

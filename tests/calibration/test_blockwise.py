@@ -1,0 +1,148 @@
+"""Block-wise calibration: the student gets nearer to its teacher, and never further away."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.calibration import blockwise
+from vitcod_cli.calibration.blockwise import calibrate, check_teacher, fitted_parameters, learning_rate_factor
+from vitcod_cli.calibration.objective import PREFIX_SHARE, OutputLoss
+from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.data.calibration import CalibrationImages
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import attention_shape, attentions, build_model, keep_mask, set_keep_mask
+from vitcod_cli.reporting import SilentReporter
+from vitcod_cli.runtime import Runtime, RuntimeSettings
+
+CPU = torch.device("cpu")
+RUNTIME = Runtime(RuntimeSettings(), CPU, torch.float32)
+PREPROCESS = Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.875)
+
+
+def pictures(count: int = 48) -> CalibrationImages:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    images = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear") * 255
+    return CalibrationImages(images.to(torch.uint8), PREPROCESS, CPU, count)
+
+
+def teacher_and_student(config: ModelConfig) -> tuple[VisionTransformer, VisionTransformer]:
+    """A dense model with lively attention, and the same under a mask that keeps the diagonal and class token."""
+    torch.manual_seed(0)
+    teacher = build_model(config).eval()
+    for layer in attentions(teacher):
+        nn.init.normal_(layer.qkv.weight, std=0.3)
+        nn.init.normal_(layer.proj.weight, std=0.3)
+    student = copy.deepcopy(teacher)
+    shape = attention_shape(teacher)
+    keep = torch.eye(shape[-1], dtype=torch.bool).expand(shape).clone()
+    keep[..., 0] = keep[..., 0, :] = True
+    set_keep_mask(student, keep)
+    return teacher, student
+
+
+def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[blockwise.BlockReport]:
+    chosen = CalibrationSettings(**{"calibrate_steps": 30, "calibrate_batch_size": 8, **settings})  # type: ignore[arg-type]
+    return calibrate(
+        student, teacher, pictures(), chosen, scope="block", runtime=RUNTIME, reporter=SilentReporter()
+    )
+
+
+@torch.no_grad()
+def distance(one: VisionTransformer, other: VisionTransformer) -> float:
+    images = pictures().tensor(slice(None))
+    want = one.forward_features(images)
+    return float((other.forward_features(images) - want).norm() / want.norm())
+
+
+def test_the_student_comes_nearer_to_the_teacher_and_keeps_its_mask(tiny_config: ModelConfig) -> None:
+    teacher, student = teacher_and_student(tiny_config)
+    before, mask = distance(teacher, student), keep_mask(student)
+    reports = run(teacher, student, calibrate_lr=1e-2, calibrate_steps=60)
+    assert [report.block for report in reports] == [0, 1]
+    assert all(report.after < 0.8 * report.before for report in reports)
+    assert distance(teacher, student) < 0.8 * before
+    assert torch.equal(keep_mask(student), mask)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_config: ModelConfig) -> None:
+    weights = []
+    for _ in range(2):
+        teacher, student = teacher_and_student(tiny_config)
+        run(teacher, student, calibrate_steps=5)
+        weights.append(student.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_student_that_is_right_already_stays_as_it_is(tiny_config: ModelConfig) -> None:
+    teacher, _ = teacher_and_student(tiny_config)
+    student = copy.deepcopy(teacher)
+    reports = run(teacher, student, calibrate_steps=5)
+    assert all(report.after == report.before for report in reports)
+    assert all(torch.equal(p, q) for p, q in zip(teacher.parameters(), student.parameters(), strict=True))
+
+
+def test_a_block_that_diverges_keeps_its_best_state_and_is_named(tiny_config: ModelConfig) -> None:
+    teacher, student = teacher_and_student(tiny_config)
+    before = copy.deepcopy(student.state_dict())
+    reporter = SilentReporter()
+    settings = CalibrationSettings(calibrate_steps=40, calibrate_batch_size=8, calibrate_lr=1e30)
+    reports = calibrate(student, teacher, pictures(), settings, scope="block", runtime=RUNTIME, reporter=reporter)
+    assert all(report.after <= report.before for report in reports)
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert reporter.warnings
+    assert "Block 1: diverged" in reporter.warnings[0]
+
+
+def test_attention_scope_leaves_the_rest_of_the_block_alone(tiny_config: ModelConfig) -> None:
+    student = build_model(tiny_config)
+    for layer in attentions(student):
+        layer.add_auto_encoder("mix_head_fc_qk")
+    fitted = {id(parameter) for parameter in fitted_parameters(student.blocks[0], "attention")}
+    names = {name for name, parameter in student.blocks[0].named_parameters() if id(parameter) in fitted}
+    pairs = [f"{kind}_{letter}" for kind in ("encoder", "decoder") for letter in "qk"]
+    assert names == {f"attn.{module}.{part}" for module in ("qkv", *pairs) for part in ("weight", "bias")}
+
+
+def test_prefix_tokens_have_their_share_of_the_loss() -> None:
+    target = torch.randn(64, 10, 6)
+    loss = OutputLoss.scaled_to(target, 1)
+    wrong_prefix, wrong_rest = target.clone(), target.clone()
+    wrong_prefix[:, 0] = target[:, 0].mean(dim=0)
+    wrong_rest[:, 1:] = target[:, 1:].mean(dim=0)
+    assert float(loss(wrong_prefix, target)) == pytest.approx(PREFIX_SHARE, rel=0.1)
+    assert float(loss(wrong_rest, target)) == pytest.approx(1 - PREFIX_SHARE, rel=0.1)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_constant_targets_give_a_finite_loss(prefix: int) -> None:
+    target = torch.ones(4, 5, 3)
+    assert OutputLoss.scaled_to(target, prefix)(target, target) == 0
+    assert OutputLoss.scaled_to(target, prefix)(target + 1, target).isfinite()
+
+
+def test_a_teacher_of_another_shape_is_one_sentence(tiny_config: ModelConfig) -> None:
+    student = build_model(tiny_config)
+    other = build_model(tiny_config.changed(model_kwargs={**tiny_config.model_kwargs, "depth": 3}))
+    with pytest.raises(
+        VitcodError, match=r"--distill-from has 3 blocks, 17 tokens and width 24.*has 2, 17 and 24"
+    ):
+        check_teacher(student, other, "--distill-from")
+    with pytest.raises(VitcodError, match="must be a Vision Transformer"):
+        check_teacher(student, nn.Linear(2, 2), "--teacher")
+
+
+def test_learning_rate_warms_up_and_ends_near_zero() -> None:
+    factors = [learning_rate_factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == pytest.approx(factors[9], rel=0.03)
+    assert factors[-1] < 0.001
+    assert learning_rate_factor(0, 1) == 1.0
