@@ -129,8 +129,9 @@ class SparseLowRankAttention(Attention):
         """From attended values [B, H, N, d] to the layer's output: merge heads, norm, gate, project."""
         merged = attended.transpose(1, 2).reshape(*x.shape[:2], self.attn_dim)
         merged = self.norm(merged)
-        if self.gate is not None:
-            merged = merged * self.gate(x).sigmoid()
+        gate = getattr(self, "gate", None)  # timm has it since 1.0.28
+        if gate is not None:
+            merged = merged * gate(x).sigmoid()
         projected: Tensor = self.proj_drop(self.proj(merged))
         return projected
 
