@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from models import KINDS, collect, config_of, first, random_keep, random_model, timm_twin
+from small_models import KINDS, collect, config_of, first, random_keep, random_model, timm_twin
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def plain_attention(layer: SparseLowRankAttention, x: Tensor) -> tuple[Tensor, T
     if layer.keep is not None:
         logits = torch.where(layer.keep, logits, -torch.inf)
     probabilities = logits.softmax(-1)
-    return layer.proj((probabilities @ v).transpose(1, 2).flatten(2)), probabilities, loss
+    return layer.proj(layer.norm((probabilities @ v).transpose(1, 2).flatten(2))), probabilities, loss
 
 
 def tokens_for(layer: SparseLowRankAttention, count: int = 17) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import KINDS, SMALL, config_of, random_keep, random_model
+from small_models import KINDS, SMALL, config_of, random_keep, random_model
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError

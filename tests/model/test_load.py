@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import KINDS, SMALL, config_of, random_keep, random_model
 from safetensors.torch import load_file, save_file
+from small_models import KINDS, SMALL, config_of, random_keep, random_model
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor

@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "registers": ("vit_tiny_patch16_224", {"reg_tokens": 4}),
     "deit3": ("deit3_small_patch16_224", {}),
     "query-key norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "attention norm": ("vit_tiny_patch16_224", {"scale_attn_norm": True}),
     "no query-key-value bias": ("vit_tiny_patch16_224", {"qkv_bias": False}),
     "even head count": ("deit_tiny_patch16_224", {"num_heads": 4}),
     "one head": ("deit_tiny_patch16_224", {"num_heads": 1}),
