@@ -54,11 +54,11 @@ def _choose(
 ) -> tuple[NDArray[np.bool_], dict[str, Any]]:
     """The mask before protection, and the parameters that it was made with."""
     if settings.method == "info":
-        cut = settings.info_cut
-        if cut is None:
-            sparsity = DEFAULT_SPARSITY if settings.sparsity is None else settings.sparsity
-            cut = masks.find_info_cut(attention, sparsity, protected)
-        return masks.info_mask(attention, cut), {"info_cut": cut}
+        if settings.info_cut is not None:
+            return masks.info_mask(attention, settings.info_cut), {"info_cut": settings.info_cut}
+        sparsity = DEFAULT_SPARSITY if settings.sparsity is None else settings.sparsity
+        keep, cut = masks.info_mask_of_sparsity(attention, sparsity, protected)
+        return keep, {"info_cut": cut}
     if settings.method == "std":
         coef = 0.9 if settings.std_coef is None else settings.std_coef
         return masks.std_mask(attention, coef), {"std_coef": coef}
