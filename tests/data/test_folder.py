@@ -55,7 +55,9 @@ def test_val_alone_is_enough_for_evaluation(tmp_path: Path) -> None:
 
 
 def test_nested_class_folders_are_named_by_the_innermost(tmp_path: Path) -> None:
-    write_images(tmp_path, {"train/animals/cat": 1, "train/plants/oak": 1, "val/animals/cat": 1, "val/plants/oak": 1})
+    write_images(
+        tmp_path, {"train/animals/cat": 1, "train/plants/oak": 1, "val/animals/cat": 1, "val/plants/oak": 1}
+    )
     assert targets_by_class(tmp_path, "train") == targets_by_class(tmp_path, "val") == {"cat": 0, "oak": 1}
 
 
@@ -124,7 +126,10 @@ def test_class_map_goes_before_every_rule(tmp_path: Path) -> None:
 def test_classes_left_out_of_the_class_map_are_said(tmp_path: Path) -> None:
     write_images(tmp_path, {"train/a": 2, "train/b": 2, "train/c": 1})
     (tmp_path / "map.json").write_text('{"c": 4}')
-    settings, reporter = DataSettings(data_path=str(tmp_path), class_map=str(tmp_path / "map.json")), SilentReporter()
+    settings, reporter = (
+        DataSettings(data_path=str(tmp_path), class_map=str(tmp_path / "map.json")),
+        SilentReporter(),
+    )
     data = open_dataset(settings, "train", num_classes=5, reporter=reporter)
     assert [data.load(i)[1] for i in range(len(data))] == [4]
     assert data.num_classes == 5

@@ -49,7 +49,9 @@ def test_labels_in_the_order_of_the_training_annotations(tmp_path: Path, name: s
 
 def test_other_rank_of_the_taxonomy(tmp_path: Path) -> None:
     root = write_inaturalist(tmp_path, 2018, flat=True)
-    data = open_dataset(DataSettings(dataset="INAT", data_path=str(root), inat_category="order"), "val", num_classes=2)
+    data = open_dataset(
+        DataSettings(dataset="INAT", data_path=str(root), inat_category="order"), "val", num_classes=2
+    )
     assert [data[i][1] for i in range(3)] == [1, 1, 0]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import CPU, SMALL, write_images
+from PIL import Image
 from timm.data import dataset_factory
 
 from vitcod_cli.data.augmentation import AugmentationSettings
@@ -26,7 +26,9 @@ def write_mnist(root: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for prefix in ("train", "t10k"):
         pixels = np.arange(count * 28 * 28, dtype=np.uint32).astype(np.uint8)
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(
+            struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes()
+        )
         labels = bytes(index % 10 for index in range(count))
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels)
 
@@ -41,7 +43,9 @@ def test_torchvision_sets_pass_through(tmp_path: Path) -> None:
     assert targets.tolist() == list(range(7))
 
 
-@pytest.mark.parametrize(("name", "expected"), [("CIFAR", "cifar100"), ("CIFAR10", "cifar10"), ("CIFAR100", "cifar100")])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("CIFAR", "cifar100"), ("CIFAR10", "cifar10"), ("CIFAR100", "cifar100")]
+)
 def test_deits_names_for_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
     asked: list[dict[str, Any]] = []
 

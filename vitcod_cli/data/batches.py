@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,7 +19,8 @@ from vitcod_cli import distributed
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.order import own_randomness, seed_all
 from vitcod_cli.data.preprocess import Preprocess, Transform
-from vitcod_cli.data.workers import default_workers, explain, start_worker
+from vitcod_cli.data.workers import DEATHS, default_workers, explain, start_worker
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -66,13 +67,20 @@ class _Samples(Dataset[Any]):
                 with image:
                     image = image.convert(self.mode)
             except _UNREADABLE as error:
-                bad.append((index, str(error) or type(error).__name__))
+                bad.append((index, _reason(error)))
                 index = (index + 1) % len(self.data)
                 continue
             if seed >= 0:
                 seed_all(seed)
             return self.transform(image), target, index, bad
         return None, -1, index, bad
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a few words without the path, which is told beside them."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -138,11 +146,13 @@ class BatchReader:
             VitcodError: for more unreadable pictures than allowed, or a worker that died.
         """
         self._keys.batches = batches
-        for batch in one_sentence(self._loader):
+        for keys, batch in zip(batches, one_sentence(self._loader), strict=True):
             for index, reason in batch.bad:
                 self._data.bad_images.found(
                     self._data.describe(index), reason, replaced=self._replace_bad, reporter=self._reporter
                 )
+            if self._replace_bad and len(batch.targets) < len(keys):
+                raise VitcodError("The training images can't be read, not one of them; look at --data-path.")
             if len(batch.targets) == 0:
                 continue
             images = batch.images if raw else self._preprocess.to_device(batch.images, self._device)
@@ -155,8 +165,8 @@ def one_sentence(loader: DataLoader[Any]) -> Iterator[Batch]:
         with _quiet_child_deaths():
             iterator = iter(loader)
         yield from iterator
-    except RuntimeError as error:
-        explanation = explain(error)
+    except DEATHS as error:
+        explanation = explain(error) if loader.num_workers else None
         if explanation is None:
             raise
         raise explanation from error

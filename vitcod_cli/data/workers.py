@@ -54,10 +54,14 @@ def _obey_main_process() -> None:
             os._exit(0)
 
 
-def explain(error: RuntimeError) -> VitcodError | None:
+DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
+"""What DataLoader raises when a worker is gone: its own words, or the end of the pipe or socket to it."""
+
+
+def explain(error: Exception) -> VitcodError | None:
     """The sentence for a worker that died, or None for any other error."""
     text = str(error)
-    if "DataLoader worker" not in text or "Caught" in text:
+    if "Caught" in text or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
         return None
     if "bus error" in text.lower() or "shared memory" in text:
         way_on = "shared memory ran out: give the container more (--shm-size), or use --workers 0"
