@@ -49,6 +49,16 @@ def test_val_with_a_class_that_train_has_not(tmp_path: Path) -> None:
         targets_by_class(tmp_path, "val")
 
 
+def test_wnids_of_another_head_must_agree_too(tmp_path: Path) -> None:
+    write_images(tmp_path, {"train/n01440764": 1, "train/n02102040": 1, "val/n02102040": 1, "val/n02979186": 1})
+    assert targets_by_class(tmp_path, "val", 1000) == {"n02102040": 217, "n02979186": 482}
+    with pytest.raises(VitcodError, match="n02979186"):
+        targets_by_class(tmp_path, "val", 2)
+    (tmp_path / "val/n02979186").rename(tmp_path / "val/n01440764")
+    (tmp_path / "val/n01440764").rename(tmp_path / "n01440764")
+    assert targets_by_class(tmp_path, "val", 2) == {"n02102040": 1}
+
+
 def test_val_alone_is_enough_for_evaluation(tmp_path: Path) -> None:
     write_images(tmp_path, {"val/a": 1, "val/b": 1})
     assert targets_by_class(tmp_path, "val") == {"a": 0, "b": 1}

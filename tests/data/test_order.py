@@ -38,8 +38,8 @@ def test_small_data_sets_still_give_samples(length: int) -> None:
 @pytest.mark.parametrize(("length", "batch_size", "steps"), [(13, 4, 3), (13, 13, 1), (12, 4, 3), (300, 64, 4)])
 def test_epoch_shows_images_once_and_drops_the_incomplete_step(length: int, batch_size: int, steps: int) -> None:
     plan = epochs(length, batch_size)
-    shown = np.concatenate(plan.batches(0))[:, 0].tolist()
-    assert len(plan) == len(plan.batches(0)) == steps
+    shown = np.concatenate(list(plan.batches(0)))[:, 0].tolist()
+    assert len(plan) == len(list(plan.batches(0))) == steps
     assert len(shown) == len(set(shown)) == steps * batch_size
 
 
@@ -55,8 +55,8 @@ def test_fewer_images_than_a_step_are_shown_again(repeats: int) -> None:
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("length", [13, 600])
 def test_processes_share_the_batches_of_one(length: int, repeats: int) -> None:
-    alone = epochs(length, 4, repeats=repeats).batches(7)
-    both = [epochs(length, 2, repeats=repeats, rank=rank, world=2).batches(7) for rank in range(2)]
+    alone = list(epochs(length, 4, repeats=repeats).batches(7))
+    both = [list(epochs(length, 2, repeats=repeats, rank=rank, world=2).batches(7)) for rank in range(2)]
     assert len(alone) == len(both[0]) == len(both[1])
     for whole, first, second in zip(alone, *both, strict=True):
         assert np.array_equal(whole[0::2], first)
@@ -65,14 +65,14 @@ def test_processes_share_the_batches_of_one(length: int, repeats: int) -> None:
 
 def test_a_later_start_gives_the_rest_of_the_same_epoch() -> None:
     plan = epochs(50, 4, repeats=3)
-    whole = plan.batches(3)
+    whole = list(plan.batches(3))
     for start in range(len(whole) + 1):
         rest = plan.batches(3, start)
         assert all(np.array_equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
 
 def test_seed_and_epoch_change_order_and_augmentation() -> None:
-    plans = [epochs(50, 50, seed=seed).batches(epoch)[0] for seed in (0, 1) for epoch in (0, 1)]
+    plans = [next(epochs(50, 50, seed=seed).batches(epoch)) for seed in (0, 1) for epoch in (0, 1)]
     for index, plan in enumerate(plans):
         for other in plans[:index]:
             assert not np.array_equal(plan[:, 0], other[:, 0])
@@ -80,7 +80,7 @@ def test_seed_and_epoch_change_order_and_augmentation() -> None:
 
 
 def test_repeats_of_a_picture_are_augmented_differently() -> None:
-    keys = np.concatenate(epochs(13, 13, repeats=3).batches(0))
+    keys = np.concatenate(list(epochs(13, 13, repeats=3).batches(0)))
     assert len(set(keys[:, 1].tolist())) == 13
     assert len(set(keys[:, 0].tolist())) == 5
 

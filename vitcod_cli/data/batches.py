@@ -6,7 +6,7 @@ import signal
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,11 +37,12 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
     indices: Tensor
+    missing: int
     bad: list[tuple[int, str]]
 
     def pin_memory(self) -> Batch:
         """What DataLoader's pinning thread calls."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.bad)
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), *self[2:])
 
 
 class _Samples(Dataset[Any]):
@@ -65,7 +66,8 @@ class _Samples(Dataset[Any]):
             try:
                 image, target = self.data.load(index)
                 with image:
-                    image = image.convert(self.mode)
+                    image.load()
+                    image = image if image.mode == self.mode else image.convert(self.mode)
             except _UNREADABLE as error:
                 bad.append((index, _reason(error)))
                 index = (index + 1) % len(self.data)
@@ -91,6 +93,7 @@ def collate(samples: list[Sample]) -> Batch:
         torch.stack(images) if images else torch.empty(0),
         torch.tensor([sample[1] for sample in good], dtype=torch.int64),
         torch.tensor([sample[2] for sample in good], dtype=torch.int64),
+        len(samples) - len(good),
         [bad for sample in samples for bad in sample[3]],
     )
 
@@ -99,13 +102,10 @@ class _Keys(Sampler[Any]):
     """The batches of the coming pass; DataLoader asks anew at the start of each."""
 
     def __init__(self) -> None:
-        self.batches: Sequence[np.ndarray] = []
+        self.batches: Iterable[np.ndarray] = ()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class BatchReader:
@@ -139,19 +139,19 @@ class BatchReader:
             generator=torch.Generator(),
         )
 
-    def read(self, batches: Sequence[np.ndarray], *, raw: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def read(self, batches: Iterable[np.ndarray], *, raw: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, targets, indices) of each batch of keys; ``raw`` leaves the images as the workers made them.
 
         Raises:
             VitcodError: for more unreadable pictures than allowed, or a worker that died.
         """
         self._keys.batches = batches
-        for keys, batch in zip(batches, one_sentence(self._loader), strict=True):
+        for batch in one_sentence(self._loader):
             for index, reason in batch.bad:
                 self._data.bad_images.found(
                     self._data.describe(index), reason, replaced=self._replace_bad, reporter=self._reporter
                 )
-            if self._replace_bad and len(batch.targets) < len(keys):
+            if self._replace_bad and batch.missing:
                 raise VitcodError("The training images can't be read, not one of them; look at --data-path.")
             if len(batch.targets) == 0:
                 continue

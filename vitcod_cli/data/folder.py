@@ -11,7 +11,7 @@ from timm.data.readers.img_extensions import IMG_EXTENSIONS
 from timm.utils.misc import natural_key
 
 from vitcod_cli.data.images import FileImages, ImageData, SourceImages, warn
-from vitcod_cli.data.labels import imagenet_labels, label_map, read_class_map
+from vitcod_cli.data.labels import are_imagenet, label_map, read_class_map
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
@@ -45,7 +45,9 @@ def open_folder(
         count = max(labels.values()) + 1
         _warn_unmapped(names, labels, settings, reporter)
     else:
-        labels, count = label_map(_all_classes(root, folder, names, settings, split), num_classes)
+        ranked = split == "val" and not are_imagenet(names, num_classes)
+        classes = _classes_of_training(root, folder, names, settings) if ranked else names
+        labels, count = label_map(classes, num_classes)
     by_found = [labels.get(name, -1) for name in names]
     kept = [(path, by_found[label]) for path, label in found.samples if by_found[label] >= 0]
     if not kept:
@@ -127,16 +129,18 @@ def _has_image(folder: Path) -> bool:
     )
 
 
-def _all_classes(root: Path, folder: Path, names: list[str], settings: DataSettings, split: Split) -> list[str]:
-    """The classes that are ranked: those of the training split, so that both splits agree on the labels."""
-    if split == "train" or all(name in imagenet_labels() for name in names):
-        return names
+def _classes_of_training(root: Path, folder: Path, names: list[str], settings: DataSettings) -> list[str]:
+    """The classes of the training split, which are ranked for both splits; ``names`` where there is none.
+
+    Raises:
+        VitcodError: if ``folder`` has a class that the training split has not.
+    """
     try:
         train = _split_folder(root, settings, "train")
     except VitcodError:
         return names
-    nested = set(_subfolders(folder)) != set(names)
     training = _subfolders(train)
+    nested = set(_subfolders(folder)) != set(names)
     if nested or not training:
         return names
     foreign = sorted(set(names) - set(training), key=natural_key)

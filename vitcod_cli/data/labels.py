@@ -21,6 +21,11 @@ def imagenet_labels() -> Mapping[str, int]:
     return {wnid: label for label, wnid in enumerate(names)}
 
 
+def are_imagenet(classes: Iterable[str], num_classes: int | None) -> bool:
+    """Whether class folders mean ImageNet-1k: all wnids, for a head of 1000 outputs or one yet to be chosen."""
+    return num_classes in (None, IMAGENET_CLASSES) and all(name in imagenet_labels() for name in classes)
+
+
 def label_map(classes: Iterable[str], num_classes: int | None) -> tuple[dict[str, int], int]:
     """Labels of class folders, and the number of classes.
 
@@ -32,10 +37,8 @@ def label_map(classes: Iterable[str], num_classes: int | None) -> tuple[dict[str
         num_classes: outputs of the model, if known.
     """
     classes = list(classes)
-    if num_classes in (None, IMAGENET_CLASSES):
-        known = imagenet_labels()
-        if all(name in known for name in classes):
-            return {name: known[name] for name in classes}, IMAGENET_CLASSES
+    if are_imagenet(classes, num_classes):
+        return {name: imagenet_labels()[name] for name in classes}, IMAGENET_CLASSES
     return {name: label for label, name in enumerate(classes)}, len(classes)
 
 

@@ -44,8 +44,11 @@ def repeated(order: np.ndarray, repeats: int) -> np.ndarray:
 
 def keys_of(indices: np.ndarray, positions: np.ndarray, seed: tuple[int, ...] | None) -> np.ndarray:
     """int64 [n, 2]: what a worker is told of each picture, its index and its own seed (-1: it needs none)."""
-    seeds = [-1 if seed is None else stable_seed(*seed, int(position)) for position in positions]
-    return np.stack([indices, np.array(seeds, dtype=np.int64)], axis=1)
+    keys = np.full((len(indices), 2), -1, dtype=np.int64)
+    keys[:, 0] = indices
+    if seed is not None:
+        keys[:, 1] = [stable_seed(*seed, position) for position in positions.tolist()]
+    return keys
 
 
 class Epochs:
@@ -68,18 +71,16 @@ class Epochs:
         """Steps of an epoch."""
         return self._steps
 
-    def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """This process's keys for the steps ``start``, ... of an epoch, int64 [batch, 2] each."""
         order = repeated(shuffled(self._length, self._seed, epoch), self._repeats)
         if self.wraps:
             order = np.resize(order, self._global_batch)
         positions = np.arange(len(order))
-        batches = []
         for step in range(start, len(self)):
             first = step * self._global_batch
             mine = slice(first + self._rank, first + self._global_batch, self._world)
-            batches.append(keys_of(order[mine], positions[mine], (self._seed, epoch)))
-        return batches
+            yield keys_of(order[mine], positions[mine], (self._seed, epoch))
 
 
 @contextmanager

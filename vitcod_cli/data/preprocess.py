@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -113,10 +114,15 @@ class Preprocess:
         images = images.to(device, non_blocking=True)
         if images.is_floating_point():
             return images
-        mean, std = (
-            torch.tensor(values, device=device).mul_(255).view(1, -1, 1, 1) for values in (self.mean, self.std)
-        )
+        mean, std = _figures(self.mean, self.std, device)
         return images.float().sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=8)
+def _figures(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of bytes on the device, float32 [1, C, 1, 1]; kept, for copying them waits."""
+    mean_, std_ = (torch.tensor(values, device=device).mul_(255).view(1, -1, 1, 1) for values in (mean, std))
+    return mean_, std_
 
 
 class _ShiftedCrop:
