@@ -9,6 +9,8 @@ for the rank without it.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+_TIMEOUT = timedelta(minutes=30)
+_attempt = 1
+"""How often torchrun has started the processes of this run, this time included."""
 
 
 def rank() -> int:
@@ -70,8 +76,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(minutes=30),
+            timeout=_TIMEOUT,
             device_id=device if device.type == "cuda" else None,
+            **_meeting_place(),
         )
     except (RuntimeError, ValueError) as error:
         raise VitcodError(
@@ -83,6 +90,45 @@ def process_group(device: torch.device) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes find each other, as arguments of ``init_process_group``.
+
+    Under torchrun that is a store of its own, which it keeps when it restarts the processes
+    (pytorch/pytorch#135712): a process could read the address of a dead one and wait for it in vain.
+    So rank 0 counts the attempts, and hands its number to those processes that are alive: each
+    asks under a name that was never used before.
+    """
+    global _attempt  # noqa: PLW0603
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return {}
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world = next(rendezvous("env://", timeout=_TIMEOUT))
+    if rank == 0:
+        _attempt = store.add("vitcod/attempts", 1)
+        for other in range(1, world):
+            _welcome(store, other, _attempt)
+    else:
+        name = uuid.uuid4().hex
+        store.set(f"vitcod/here/{rank}", name)
+        _attempt = int(store.get(f"vitcod/welcome/{name}"))
+        store.set(f"vitcod/met/{_attempt}/{rank}", "")
+    own = PrefixStore(f"vitcod/attempt/{_attempt}", store)
+    return {"store": own, "rank": rank, "world_size": world}
+
+
+def _welcome(store: Any, rank: int, attempt: int) -> None:
+    """Tell the living process ``rank`` the number of this attempt."""
+    end = time.monotonic() + _TIMEOUT.total_seconds()
+    while not store.check([f"vitcod/met/{attempt}/{rank}"]):
+        name = store.get(f"vitcod/here/{rank}").decode()  # perhaps still that of a dead one
+        store.set(f"vitcod/welcome/{name}", str(attempt))
+        if time.monotonic() > end:
+            raise RuntimeError(f"process {rank} does not answer")
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -130,6 +176,9 @@ def restarted() -> bool:
 
     Such a run goes on from its saved state, though its command line doesn't say ``--resume``.
     """
+    if _attempt > 1:
+        return True
+    # torchrun counts for each machine on its own, but is right before the processes have met.
     counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(count.isdecimal() and int(count) > 0 for count in counts)
 
