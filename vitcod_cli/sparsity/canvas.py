@@ -38,8 +38,9 @@ class Canvas:
 
     def headline(self, text: str) -> None:
         """The title of the whole picture."""
-        y = 1 - 28 / self.height
-        self.figure.text(_LEFT / self.width, y, text, fontsize=16, weight="bold", va="center")
+        y, room = 1 - 28 / self.height, self.width - _LEFT
+        size = min(16.0, 1.15 * room / max(len(text), 1))  # a bold letter is 0.86 pixels wide for each point
+        self.figure.text(_LEFT / self.width, y, text, fontsize=size, weight="bold", va="center")
 
     def footnote(self, text: str) -> None:
         """A small line below everything."""
@@ -62,7 +63,7 @@ class Canvas:
         height = min(self.inner_height, max(self.size, 300))
         axes = self._axes(_LEFT + self.inner_width + 28, _TOP, 16, height)
         bar = self.figure.colorbar(image, cax=axes, extend="both")
-        bar.set_label(label, fontsize=FONT)
+        bar.set_label(label if height >= 300 else label.replace(" probability", "\nprobability"), fontsize=FONT)
         bar.ax.tick_params(labelsize=FONT - 2)
         bar.outline.set_visible(False)
 
@@ -110,7 +111,7 @@ class TokenAxis:
         centres = starts + (self._widths - 1) / 2
         patches = self.num_tokens - self.num_prefix_tokens
         side = math.isqrt(patches)
-        step = side * max(1, round(side / 4)) if side * side == patches else max(1, round(patches / 5))
+        step = max(1, side * max(1, round(side / 4)) if side * side == patches else round(patches / 5))
         tokens = list(range(self.num_prefix_tokens, self.num_tokens, step))
         if self.num_prefix_tokens:
             tokens = [0, *tokens[1:]]
