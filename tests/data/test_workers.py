@@ -52,6 +52,7 @@ def test_a_killed_worker_is_told_in_a_sentence() -> None:
         (RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus error. It is ..."), "--shm-size"),
         (ConnectionResetError(104, "Connection reset by peer"), "memory ran out"),
         (EOFError(), "memory ran out"),
+        (ConnectionResetError("Caught ConnectionResetError in pin memory thread for device 0."), "memory ran out"),
     ],
 )
 def test_deaths_are_explained(error: Exception, says: str) -> None:

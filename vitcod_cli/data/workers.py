@@ -58,10 +58,15 @@ DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
 """What DataLoader raises when a worker is gone: its own words, or the end of the pipe or socket to it."""
 
 
+_WORDS_OF_DEATH = ("DataLoader worker (pid", "Pin memory thread exited")
+
+
 def explain(error: Exception) -> VitcodError | None:
     """The sentence for a worker that died, or None for any other error."""
     text = str(error)
-    if "Caught" in text or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
+    if "in DataLoader worker process" in text:  # an error of the code that ran there, passed on
+        return None
+    if isinstance(error, RuntimeError) and not any(words in text for words in _WORDS_OF_DEATH):
         return None
     if "bus error" in text.lower() or "shared memory" in text:
         way_on = "shared memory ran out: give the container more (--shm-size), or use --workers 0"
