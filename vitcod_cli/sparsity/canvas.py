@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 DPI = 100
 FONT = 12
-_TOP, _LEFT, _BOTTOM, _RIGHT = 100, 80, 80, 130
+_TOP, _LEFT, _BOTTOM, _RIGHT = 100, 80, 80, 140
 
 
 class Canvas:

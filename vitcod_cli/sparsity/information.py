@@ -182,7 +182,7 @@ def _is_inside(pruned: NDArray[np.int64], wanted: float) -> bool:
 def _short_decimal(low: float, high: float) -> float:
     """The number with the fewest decimals in the interval that excludes ``low`` and includes ``high``."""
     for digits in range(1, 18):
-        candidate = math.floor(high * 10**digits) / 10**digits
+        candidate = math.floor(high * 10.0**digits) / 10.0**digits
         if low < candidate <= high:
             return candidate
     return high
