@@ -129,6 +129,18 @@ def test_without_a_reporter_logging_is_told(caplog: pytest.LogCaptureFixture) ->
     assert "Can't read image 1" in caplog.text
 
 
+def test_processes_other_than_the_first_tell_of_theirs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    reporter = SilentReporter()
+    with caplog.at_level(logging.WARNING):
+        list(eval_loader(Numbered(4, bad=(0, 1)), MEDIUM, batch_size=3, workers=0, device=CPU, reporter=reporter))
+    assert reporter.warnings == []
+    assert caplog.messages == ["Can't read image 1 (image file is truncated); it is left out."]
+
+
 def test_defects_of_ours_are_not_taken_for_bad_images() -> None:
     class Defect(Numbered):
         def load(self, index: int):

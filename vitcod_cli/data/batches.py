@@ -188,9 +188,9 @@ class _quiet_child_deaths:  # noqa: N801
     """
 
     def __enter__(self) -> None:
-        self._main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
-        self._before = signal.getsignal(signal.SIGCHLD) if self._main else None
+        main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+        self._before = signal.getsignal(signal.SIGCHLD) if main else None
 
     def __exit__(self, *_: object) -> None:
-        if self._main and signal.getsignal(signal.SIGCHLD) is not self._before:
+        if self._before is not None and signal.getsignal(signal.SIGCHLD) is not self._before:
             signal.signal(signal.SIGCHLD, self._before)

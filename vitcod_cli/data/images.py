@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
@@ -40,7 +41,8 @@ class BadImages:
                 "Mend or remove them, or raise --max-bad-images."
             )
         fate = "another takes its place" if replaced else "it is left out"
-        warn(f"Can't read {picture} ({reason}); {fate}.", reporter)
+        # Each process reads other pictures, and the reporters of all but the first are silent.
+        warn(f"Can't read {picture} ({reason}); {fate}.", reporter if distributed.is_main() else None)
 
 
 def warn(text: str, reporter: Reporter | None) -> None:

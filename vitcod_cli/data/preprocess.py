@@ -101,7 +101,7 @@ class Preprocess:
             transform.transforms[0] = _ShiftedCrop(size, augmentation.train_interpolation)
         return transform  # type: ignore[no-any-return]
 
-    def random_crop_transform(self, interpolation: str | None = None) -> Transform:
+    def random_crop_transform(self) -> Transform:
         """A random crop and flip, and no more: a picture to uint8 [C, H, W]."""
         plain = AugmentationSettings(aa="none", color_jitter=0.0, reprob=0.0, scale=(0.25, 1.0))
         return self.train_transform(plain)
