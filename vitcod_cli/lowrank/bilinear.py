@@ -45,21 +45,18 @@ class LatentHeads:
         return LatentHeads(basis, mix_heads(triangle, self.latent))
 
 
-def logit_error(q: Tensor, k: Tensor, target_q: Tensor, target_k: Tensor) -> Tensor:
-    """|| q_h^T k_h - target ||_F^2 for every head, [H], without forming the n x m products.
+def logit_overlap(q: Tensor, k: Tensor, other_q: Tensor, other_k: Tensor) -> Tensor:
+    """<q_h^T k_h, other_q_h^T other_k_h>_F for every head, [H], without forming the n x m products.
 
     All arguments are [H, d, n] (q) and [H, d, m] (k) in moment-weighted coordinates.
     """
+    return ((q @ other_q.mT) * (k @ other_k.mT)).sum(dim=(1, 2))
 
-    def grams(a: Tensor, b: Tensor) -> Tensor:
-        return a @ b.transpose(1, 2)
 
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dim=(1, 2))
-
-    own = product(grams(q, q), grams(k, k))
-    cross = product(grams(q, target_q), grams(k, target_k))
-    return own - 2 * cross + product(grams(target_q, target_q), grams(target_k, target_k))
+def logit_error(q: Tensor, k: Tensor, target_q: Tensor, target_k: Tensor) -> Tensor:
+    """|| q_h^T k_h - target ||_F^2 for every head, [H]; arguments as in :func:`logit_overlap`."""
+    cross = logit_overlap(q, k, target_q, target_k)
+    return logit_overlap(q, k, q, k) - 2 * cross + logit_overlap(target_q, target_k, target_q, target_k)
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def fit_latent_heads(
         start_q, start_k: where to begin; an uncompressed side (square ``mixing``) keeps its mixing.
         steps: L-BFGS iterations. The result is never worse than the start.
     """
-    energy = logit_error(target_q * 0, target_k * 0, target_q, target_k).sum()
+    energy = logit_overlap(target_q, target_k, target_q, target_k).sum()
     if energy == 0:
         return Fit(start_q, start_k, 0.0, 0.0)
     sides = [start_q, start_k]
@@ -94,7 +91,9 @@ def fit_latent_heads(
 
     def error() -> Tensor:
         q, k = (mix_heads(m, z) for m, z in zip(mixing, latent, strict=True))
-        return logit_error(q, k, target_q, target_k).sum() / energy
+        # logit_error without its constant part, which need not be computed again
+        own, cross = logit_overlap(q, k, q, k), logit_overlap(q, k, target_q, target_k)
+        return 1 + (own - 2 * cross).sum() / energy
 
     optimizer = torch.optim.LBFGS(
         free, max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-12
