@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import assert_same, metrics, weights
 from tiny import NO_CHANCE, Colours, tiny_config, train
 from torch import Tensor, nn
 
@@ -20,7 +18,6 @@ from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import attentions, build_model, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.training.state import StateFile
-
 
 # Learnt to 100 % in an epoch or two.
 EASY: dict[str, Any] = {"epochs": 3, "lr": 2.0, "drop_path": 0.0, "augmentation": NO_CHANCE, "train_images": 80}
@@ -77,28 +74,6 @@ class Telling(SilentReporter):
         self.infos.append(text)
 
 
-def weights(folder: Path, name: str = "state") -> dict[str, Tensor]:
-    return load_file(folder / f"{name}.safetensors")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Bit for bit: weights, averaged weights, optimizer, checkpoints; and the figures but for time and memory."""
-    for name in ("state", "last", "best"):
-        a, b = weights(one, name), weights(other, name)
-        assert a.keys() == b.keys()
-        for key in a:
-            assert torch.equal(a[key], b[key]), f"{name}: {key}"
-    measured = ("seconds", "images_per_second", "memory_mb")
-    strip: Callable[[Path], Any] = lambda folder: [  # noqa: E731
-        {key: value for key, value in line.items() if key not in measured} for line in metrics(folder)
-    ]
-    assert strip(one) == strip(other)
-
-
 def test_training_learns(tmp_path: Path) -> None:
     result, model = train(tmp_path / "run", **EASY)
     assert result.best.acc1 > 90
@@ -124,8 +99,9 @@ def test_figures_of_every_epoch(tmp_path: Path) -> None:
 def test_the_log_says_the_real_batch_and_learning_rate(tmp_path: Path) -> None:
     reporter = Telling()
     train(tmp_path / "run", epochs=1, accumulate_steps=2, lr=0.64, min_lr=0.1, reporter=reporter)
-    assert "Global batch 16 (8 x 1 process x 2 accumulated), learning rate 0.02 (0.64 x 16 / 512), 2 steps per epoch" in (
-        reporter.infos[0]
+    assert (
+        "Global batch 16 (8 x 1 process x 2 accumulated), learning rate 0.02 (0.64 x 16 / 512), 2 steps per epoch"
+        in (reporter.infos[0])
     )
     assert any("below --min-lr 0.1" in warning for warning in reporter.warnings)
 
@@ -228,7 +204,9 @@ def test_gradients_of_two_half_batches_are_those_of_one(tmp_path: Path) -> None:
     train(tmp_path / "two", batch_size=4, accumulate_steps=2, **options)
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
-    torch.testing.assert_close(weights(tmp_path / "two", "last"), weights(tmp_path / "one", "last"), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        weights(tmp_path / "two", "last"), weights(tmp_path / "one", "last"), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_max_steps_stop_early_and_can_be_raised(tmp_path: Path) -> None:
@@ -297,30 +275,12 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, options: dict[str,
 # -- losses that aren't finite ----------------------------------------------------------------
 
 
-class Breaking(nn.Module):
-    """Makes the loss of one step infinite."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.left = step
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.left -= 1
-            if self.left == 0:
-                return x * float("inf")
-        return x
-
-
-def breaking_model(step: int) -> Any:
-    model = build_model(tiny_config())
-    model.head_drop = Breaking(step)
-    return model
+INFINITE = {"kind": "inf", "step": 3}
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path: Path) -> None:
     with pytest.raises(VitcodError) as error:
-        train(tmp_path / "run", model=breaking_model(step=3), augmentation=NO_CHANCE)
+        train(tmp_path / "run", mishap=INFINITE, augmentation=NO_CHANCE)
     message = str(error.value)
     assert "not finite in step 3 of epoch 1" in message
     assert message.count("colour-") == 8
@@ -333,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path: Path) -> 
 
 def test_steps_that_are_not_finite_can_be_skipped(tmp_path: Path) -> None:
     reporter = Telling()
-    train(tmp_path / "run", model=breaking_model(step=3), skip_nonfinite=1, reporter=reporter, augmentation=NO_CHANCE)
+    train(tmp_path / "run", mishap=INFINITE, skip_nonfinite=1, reporter=reporter)
     assert sum("not finite in step 3 of epoch 1" in warning for warning in reporter.warnings) == 1
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
     first, second = metrics(tmp_path / "run")
@@ -363,7 +323,9 @@ def test_distillation_alone_needs_no_labels(
 def test_a_distilled_model_trains_both_heads(tmp_path: Path) -> None:
     distilled = {"model": "deit_tiny_distilled_patch16_224", "svd_type": "none"}
     teacher = build_model(tiny_config())
-    result, model = train(tmp_path / "run", config=distilled, distill="hard", teacher=teacher, epochs=1, recipe_teacher="x")
+    result, model = train(
+        tmp_path / "run", config=distilled, distill="hard", teacher=teacher, epochs=1, recipe_teacher="x"
+    )
     assert isinstance(model(torch.zeros(1, 3, 16, 16)), tuple)
     assert isinstance(model.eval()(torch.zeros(1, 3, 16, 16)), Tensor)
     assert result.last.images == 21

@@ -106,7 +106,9 @@ def test_soft_distillation_is_deits(logits: Tensor, tau: float) -> None:
 def test_hard_distillation_is_deits(logits: Tensor) -> None:
     found = loss(logits, distill="hard", teacher="x", distill_alpha=0.3)
     chosen = torch.eye(CLASSES)[TAUGHT.argmax(dim=1)]
-    assert found.task == pytest.approx(0.7 * cross_entropy(logits, one_hot()) + 0.3 * cross_entropy(logits, chosen))
+    assert found.task == pytest.approx(
+        0.7 * cross_entropy(logits, one_hot()) + 0.3 * cross_entropy(logits, chosen)
+    )
 
 
 def test_two_heads_learn_from_labels_and_teacher(logits: Tensor) -> None:

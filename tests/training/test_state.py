@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
 from timm.utils.model_ema import ModelEmaV3
+from tiny import tiny_config
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
@@ -27,7 +27,9 @@ def trained(steps: int = 0, seed: int = 0, config: dict[str, Any] | None = None,
     model = build_model(tiny_config(**(config or {})))
     settings = Recipe(**recipe)
     ema = ModelEmaV3(model, decay=0.9) if settings.model_ema else None
-    result = Trained(model, ema, make_optimizer(model, settings, lr=0.01), torch.amp.GradScaler("cpu", enabled=False))
+    result = Trained(
+        model, ema, make_optimizer(model, settings, lr=0.01), torch.amp.GradScaler("cpu", enabled=False)
+    )
     step(result, steps)
     return result
 

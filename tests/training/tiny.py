@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitcod_cli.artifacts.files import read_safetensors_info, write_safetensors
+from vitcod_cli import distributed
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
@@ -20,7 +23,6 @@ from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.distributed import first_to_report
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Reporter, SilentReporter
@@ -55,6 +57,27 @@ class Colours(ImageData):
         return f"colour-{index}.png"
 
 
+class Mishap(nn.Module):
+    """Goes wrong in one training step: ``inf`` (a loss), ``sleep`` (a minute), ``kill`` (this process)."""
+
+    def __init__(self, kind: str, step: int, rank: int = 0) -> None:
+        super().__init__()
+        self.kind, self.left = kind, step
+        self.here = distributed.rank() == rank and not distributed.restarted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= self.training
+        if self.training and self.left == 0 and self.here:
+            if self.kind == "inf":
+                return x * float("inf")
+            print(self.kind, file=sys.stderr, flush=True)
+            if self.kind == "sleep":
+                time.sleep(60)
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
 def tiny_config(**changes: Any) -> ModelConfig:
     """A DeiT of 2 blocks, 2 heads and 5 tokens."""
     kwargs = {"patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -67,7 +90,7 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
-    model: nn.Module | None = None,
+    model: Any = None,
     teacher: nn.Module | None = None,
     train_images: int = 40,
     val_images: int = 21,
@@ -77,14 +100,19 @@ def train(
     config: dict[str, Any] | None = None,
     train_data: ImageData | None = None,
     recipe_teacher: str | None = None,
+    mishap: dict[str, Any] | None = None,
     **recipe: Any,
 ) -> tuple[FitResult, nn.Module]:
     """Train the tiny model on coloured squares in ``folder``; other arguments are the recipe's."""
     settings = Recipe(**{**RECIPE, **recipe}, teacher=recipe_teacher)
-    with start(RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})})) as place:
+    with start(
+        RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})})
+    ) as place:
         model = model or build_model(
             tiny_config(**{"svd_type": "mix_head_fc_qk", **(config or {})}), drop_path=settings.drop_path
         )
+        if mishap is not None:
+            model.head_drop = Mishap(**mishap)
         result = fit(
             model,
             recipe=settings,
@@ -122,9 +150,10 @@ class Lines:
 
 def main(folder: str, options: str = "{}") -> int:
     try:
-        train(Path(folder), reporter=Lines(), **json.loads(options))
+        reporter = Lines() if distributed.is_main() else SilentReporter()
+        train(Path(folder), reporter=reporter, **json.loads(options))
     except VitcodError as error:
-        if first_to_report():
+        if distributed.first_to_report():
             print(f"Error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

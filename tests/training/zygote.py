@@ -26,13 +26,16 @@ class Process:
 
     def __init__(self, zygote: Zygote, pid: int, log: Path) -> None:
         self.zygote, self.pid, self.log = zygote, pid, log
+        self._code: int | None = None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         """The exit code, as subprocess gives it, or None while it runs."""
-        return self.zygote.ask({"poll": self.pid})
+        if self._code is None:
+            self._code = self.zygote.ask({"poll": self.pid})
+        return self._code
 
     def wait(self, timeout: float = 60) -> int:
         end = time.monotonic() + timeout

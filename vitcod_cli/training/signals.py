@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from vitcod_cli import distributed
 from vitcod_cli.errors import Interrupted
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -61,9 +62,14 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
             os._exit(130)
+        first = self._received is None
         self._received = self._received or signal.Signals(number)
         if self._at_once:
             self._raise()
+        if first and distributed.is_main():
+            # Not through the console: the signal may have come while that was writing.
+            with suppress(OSError):
+                os.write(2, b"\nStopping: finishing this step, then saving (Ctrl-C again stops at once).\n")
 
     def _raise(self) -> None:
         if self._received is not None:

@@ -1,0 +1,120 @@
+"""Device, precision, seeds; and the loggers beside the run folder."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import train
+
+from vitcod_cli import distributed
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.runtime import RuntimeSettings, seed_everything, start
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": "gpu"}, "--device gpu"),
+        ({"device": "cuda"}, "--device cpu"),
+    ],
+)
+def test_a_device_that_is_not_there(settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(VitcodError, match=words), start(RuntimeSettings(**settings)):
+        pass
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(VitcodError, match="at most 2 processes"), start(RuntimeSettings(device="cuda")):
+        pass
+
+
+def test_auto_on_the_cpu_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with start(RuntimeSettings()) as runtime:
+        assert (runtime.device.type, runtime.dtype) == ("cpu", torch.float32)
+        with runtime.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+
+def test_seeds_depend_on_every_number() -> None:
+    seen = set()
+    for numbers in [(0, 1, 2, 3), (0, 1, 2, 4), (0, 1, 3, 3), (1, 0, 2, 3), (0, 1, 2), (2**70, 0)]:
+        seed_everything(*numbers)
+        first = draws()
+        seed_everything(*numbers)
+        assert draws() == first
+        seen.add(first)
+    assert len(seen) == 6
+
+
+def test_what_counts_as_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    place = lambda: (distributed.rank(), distributed.world_size(), distributed.local_rank())  # noqa: E731
+    assert place() == (0, 1, 0)  # a bare sbatch script
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    assert place() == (5, 8, 1)  # srun
+    monkeypatch.setenv("RANK", "2")
+    assert distributed.rank() == 2  # torchrun inside a job
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("TORCHELASTIC_RESTART_COUNT", "0", False), ("TORCHELASTIC_RESTART_COUNT", "1", True),
+     ("SLURM_RESTART_COUNT", "2", True), ("SLURM_RESTART_COUNT", "", False)],
+)  # fmt: skip
+def test_restarts(name: str, value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    assert distributed.restarted() == expected
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (name, "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(VitcodError, match=rf"pip install 'vitcod\[{name}\]'"):
+        train(tmp_path / "run", log_to=name)
+
+
+def test_figures_go_to_the_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+
+    class Run:
+        def __init__(self, **arguments: Any) -> None:
+            self.arguments, self.logged, self.finished = arguments, [], False
+            runs.append(self)
+
+        def log(self, figures: dict[str, Any], step: int) -> None:
+            self.logged.append((step, figures["acc1"]))
+
+        def finish(self) -> None:
+            self.finished = True
+
+    wandb = SimpleNamespace(init=Run, util=SimpleNamespace(generate_id=lambda: f"id{len(runs)}"))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(tmp_path / "run", log_to="wandb", epochs=2)
+    assert [step for step, _ in runs[0].logged] == [1, 2]
+    assert runs[0].finished
+    assert runs[0].arguments["config"]["--epochs"] == 2
+    train(tmp_path / "run", log_to="wandb", epochs=3, resume=True)
+    assert runs[1].arguments["id"] == runs[0].arguments["id"]
+    assert [step for step, _ in runs[1].logged] == [3]
