@@ -33,12 +33,13 @@ COMMANDS = {
     "finetune-lowrank": Entry(
         "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder.", True
     ),
-    "dump-attn": Entry("dump_attn.dump_attn", "Step 2: mean attention map of every head over the images.", True),
+    "dump-attn": Entry("dump_attn.dump_attn", "Step 2: the mean attention map of every head.", True),
     "gen-mask": Entry("gen_mask.gen_mask", "Step 3: a fixed sparse mask from that map."),
     "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask.", True),
     "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint.", True),
-    "plot": Entry("plot.plot", "Pictures of an attention map, a mask, or both."),
+    "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
     "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
+    "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),
 }
 
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
