@@ -132,7 +132,7 @@ class FineTuning:
         ``before`` is left out when a saved state is resumed: its outcome is in the state.
         """
         from vitcod_cli.model.load import save_model
-        from vitcod_cli.training.trainer import fit
+        from vitcod_cli.training.trainer import fit, will_resume
 
         teacher = load_teacher(self.recipe, network, reporter)
         run = RunDirectory.open(self.output)
@@ -140,7 +140,7 @@ class FineTuning:
         if is_main():
             settings = (self.model, self.data, self.augmentation, self.recipe, self.runtime.settings, self.output)
             run.write_config(config_of(*settings, about=about, **self.options))
-        if before is not None and not (self.output.resume and run.state.exists()):
+        if before is not None and not will_resume(run, self.output.resume):
             before(run)
 
         def save(model: nn.Module, path: Path, info: dict[str, Any]) -> None:
