@@ -231,9 +231,25 @@ def first_to_report() -> bool:
     """True for the one process of the run that should print an error that it has met.
 
     An error that all processes meet is said once; one that a single process meets is said too,
-    whichever rank it is. Processes without a process group (yet) can't agree: rank 0 speaks.
+    whichever rank it is.
     """
-    return is_main() if _reports is None else _reports
+    if _reports is not None:
+        return _reports
+    if world_size() > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return _is_first_before_meeting()
+    return is_main()
+
+
+def _is_first_before_meeting() -> bool:
+    """As :func:`_is_first`, for an error before the process group: torchrun's store is there already."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, world_size(), is_master=False, timeout=timedelta(seconds=10))
+        return bool(store.add(f"vitcod/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1)
+    except (RuntimeError, KeyError, ValueError):
+        return is_main()
 
 
 def from_main(value: T) -> T:

@@ -116,17 +116,31 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     device = _pick_device(settings.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not settings.deterministic
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
-        # cuBLAS reads this when its first handle is made.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    elif device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    seed_everything(settings.seed)
-    with distributed.process_group(device):
-        yield Runtime(settings, device, _pick_dtype(settings.precision, device))
+        _make_deterministic(device)
+    try:
+        seed_everything(settings.seed)
+        with distributed.process_group(device):
+            yield Runtime(settings, device, _pick_dtype(settings.precision, device))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def _make_deterministic(device: torch.device) -> None:
+    import torch
+
+    # cuBLAS reads this when its first handle is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        # The backward passes of these fused attentions add up in any order.
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def seed_everything(*numbers: int) -> None:

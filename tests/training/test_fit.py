@@ -241,6 +241,22 @@ def test_averaged_weights_are_saved_when_they_are_better(tmp_path: Path, skilled
     assert all(torch.equal(best[name], state[f"ema/{name}"]) for name in best)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_average_is_updated_every_step(tmp_path: Path, decay: float) -> None:
+    """After two steps: d^2 w0 + d (1 - d) w1 + (1 - d) w2."""
+    seen = []
+    for steps in (1, 2):
+        train(tmp_path / "run", max_steps=steps, resume=True, model_ema_decay=decay)
+        seen.append(weights(tmp_path / "run"))
+    train(tmp_path / "start", epochs=0)
+    first = weights(tmp_path / "start")
+    for name in [name for name in first if name.startswith("model/")]:
+        w0, w1, w2 = (state[name] for state in (first, *seen))
+        expected = decay**2 * w0 + decay * (1 - decay) * w1 + (1 - decay) * w2
+        torch.testing.assert_close(seen[1][name.replace("model/", "ema/")], expected)
+    assert not torch.equal(seen[0]["model/head.weight"], seen[1]["model/head.weight"])
+
+
 def test_eval_every(tmp_path: Path) -> None:
     train(tmp_path / "run", epochs=5, eval_every=2)
     assert ["acc1" in line for line in metrics(tmp_path / "run")] == [False, True, False, True, True]

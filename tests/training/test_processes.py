@@ -188,6 +188,16 @@ def test_torchrun_restarts_a_run_that_lost_a_process(zygote: Zygote, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", ['{"runtime": {"device": "nowhere"}}', '{"batch_size": 3}'])
+def test_an_error_of_all_processes_is_told_once(tmp_path: Path, options: str) -> None:
+    """Whether they have met already or not."""
+    process = torchrun(tmp_path / "run", options=options)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("Error: --") == 1
+
+
+@pytest.mark.slow
 def test_a_signal_to_torchrun_saves_too(tmp_path: Path) -> None:
     process = torchrun(tmp_path / "run", options='{"batch_size": 4, "epochs": 500}')
     assert process.stderr is not None

@@ -25,9 +25,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
     Raises:
         VitcodError: if timm doesn't know the optimizer or it refuses its arguments.
     """
-    options: dict[str, Any] = {"eps": recipe.opt_eps, "betas": recipe.betas}
-    if "sgd" in recipe.opt.lower() or "momentum" in recipe.opt.lower():
-        options.pop("eps")
+    betas: dict[str, Any] = {} if recipe.betas is None else {"betas": recipe.betas}
     try:
         return create_optimizer_v2(
             model,
@@ -35,10 +33,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
             lr=lr,
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
-            **{key: value for key, value in options.items() if value is not None},
+            eps=recipe.opt_eps,  # timm leaves out what an optimizer doesn't have
+            **betas,
         )
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
-        raise VitcodError(f"--opt {recipe.opt} can't be used: {error}.") from error
+        raise VitcodError(f"--opt {recipe.opt} can't be used: {str(error).rstrip('.')}.") from error
 
 
 class EpochSchedule:
