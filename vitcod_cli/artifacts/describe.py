@@ -1,4 +1,4 @@
-"""Guess what a file is from its first bytes, to tell a user who gave the wrong one. Imports numpy only."""
+"""Guess what a file is from its first bytes, to tell a user who gave the wrong one. Imports numpy only for an .npy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import os
 import struct
 from typing import Literal, NamedTuple
-
-import numpy as np
 
 METADATA_KEY = "vitcod"
 CHECKPOINT = "checkpoint"
@@ -70,6 +68,8 @@ def _described(words: str, container: Literal["safetensors", "npy", "torch"], ki
 
 
 def _describe_array(path: str | os.PathLike[str]) -> Description:
+    import numpy as np
+
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim == 4 and array.dtype == np.bool_:
         return _described("a published mask", "npy", MASK, own=False)

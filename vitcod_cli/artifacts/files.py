@@ -1,4 +1,4 @@
-"""Writing whole or not at all, and self-describing safetensors files. Imports numpy only.
+"""Writing whole or not at all, and self-describing safetensors files. Imports neither torch nor numpy.
 
 Every file of ours is a safetensors file whose metadata holds one JSON string under ``vitcod``:
 ``{"format": kind, "version": 1, ...}``.
@@ -18,8 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
-
 from vitcod_cli.artifacts.describe import (
     ATTENTION_MAP,
     CHECKPOINT,
@@ -32,6 +30,7 @@ from vitcod_cli.artifacts.describe import (
 from vitcod_cli.errors import VitcodError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 __all__ = [
@@ -134,6 +133,8 @@ def write_safetensors(
 
 
 def _save(path: Path, tensors: Mapping[str, np.ndarray | torch.Tensor], metadata: dict[str, str]) -> None:
+    import numpy as np
+
     if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
         from safetensors.numpy import save_file
 

@@ -15,6 +15,7 @@ from vitcod_cli.settings import Settings, setting
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
+BOUNDARY = "epoch.safetensors"  # see training/state.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class RunDirectory:
             ) from error
 
     def _clear(self) -> None:
-        for name in (CONFIG, METRICS, LAST, BEST, STATE):
+        for name in (CONFIG, METRICS, LAST, BEST, STATE, BOUNDARY):
             leftover = self.path / name
             if leftover.is_dir():
                 shutil.rmtree(leftover)
