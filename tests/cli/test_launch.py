@@ -1,0 +1,103 @@
+"""Two processes, started in each of the ways that users start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import ROOT, Cli
+from safetensors.torch import load_file
+
+BIN = Path(sys.executable).parent
+TORCHRUN = [str(BIN / "torchrun"), "--nproc_per_node=2"]
+TINY = "--model deit_tiny_patch16_224 --img-size 32 --model-kwargs patch_size=8 embed_dim=24 depth=2 num_heads=3"
+
+
+def start(words: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **environment}
+    return subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(words: list[str], cwd: Path, **environment: str) -> str:
+    process = start(words, cwd, **environment)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_torchrun_of_the_launcher_in_a_checkout(tiny_checkpoint: Path, image_folder: Path, cli: Cli) -> None:
+    """The literal ``torchrun --nproc_per_node=2 vitcod finetune-sparse ...``."""
+    assert cli("dump-attn", "--checkpoint", tiny_checkpoint, "--data-path", image_folder, "--workers", 0).code == 0
+    assert (
+        cli("gen-mask", "--attn-map", "attn.safetensors", "--sparsity", 0.5, "--output", "m.safetensors").code == 0
+    )
+    here = tiny_checkpoint.parent
+    words = f"finetune-sparse --init-from {tiny_checkpoint} --mask {here}/m.safetensors --data-path {image_folder}"
+    quick = f"--max-steps 1 --batch-size 2 --calibrate-steps 1 --workers 0 --output-dir {here}/run --json"
+    out = run([*TORCHRUN, "vitcod", *words.split(), *quick.split()], cwd=ROOT)
+    assert json.loads(out)["images"] == 13, "said once, every image counted once"
+    assert "blocks.0.attn.keep" in load_file(here / "run/last.safetensors")
+
+
+def test_torchrun_of_the_module_counts_every_image_once(
+    tiny_checkpoint: Path, image_folder: Path, cli: Cli, tmp_path: Path
+) -> None:
+    words = ["eval", "--checkpoint", str(tiny_checkpoint), "--data-path", str(image_folder)]
+    words += ["--workers", "0", "--batch-size", "3", "--json"]
+    one = json.loads(cli(*words).out)
+    two = json.loads(run([*TORCHRUN, "-m", "vitcod_cli", *words], cwd=tmp_path, PYTHONPATH=str(ROOT)))
+    assert two["images"] == one["images"] == 13
+    assert two["acc1"] == one["acc1"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_torchrun_of_the_console_script_gives_the_same_map(
+    tiny_checkpoint: Path, image_folder: Path, cli: Cli, tmp_path: Path
+) -> None:
+    words = ["dump-attn", "--checkpoint", str(tiny_checkpoint), "--data-path", str(image_folder), "--workers", "0"]
+    assert cli(*words, "--output", "one.safetensors").code == 0
+    # An installed `vitcod` if there is one, else the checkout's launcher.
+    path = os.pathsep.join([str(BIN), *([] if (BIN / "vitcod").exists() else [str(ROOT)]), os.environ["PATH"]])
+    run([*TORCHRUN, "--no-python", "vitcod", *words, "--output", "two.safetensors"], cwd=tmp_path, PATH=path)
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two["attention"], one["attention"], rtol=0, atol=1e-6)
+    assert torch.equal(two["num_images"], one["num_images"])
+
+
+def test_our_own_launcher(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    """From anywhere, by the launcher's path; then a mistake, told once, without torchrun's traceback."""
+    vitcod = [sys.executable, str(ROOT / "vitcod"), "eval", "--nproc_per_node", "2"]
+    words = ["--checkpoint", str(tiny_checkpoint), "--data-path", str(image_folder), "--workers", "0", "--json"]
+    assert json.loads(run([*vitcod, *words], cwd=tmp_path))["images"] == 13
+    wrong = start([*vitcod, "--checkpoint", "nowhere.pth", "--data-path", str(image_folder)], cwd=tmp_path)
+    out, err = wrong.communicate(timeout=240)
+    assert wrong.returncode == 1
+    assert out == ""
+    assert re.fullmatch(r"Error: --checkpoint nowhere\.pth .*\n", err), err
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_processes(image_folder: Path, tmp_path: Path) -> None:
+    words = f"finetune-dense --nproc-per-node 2 {TINY} --data-path {image_folder} --epochs 100000 --batch-size 4"
+    launcher = [sys.executable, str(ROOT / "vitcod"), *words.split(), "--workers", "0", "--output-dir", "run"]
+    process = start(launcher, tmp_path)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("Epoch 1:"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    said.append(rest)
+    assert process.returncode == 130, "".join(said)
+    assert "Traceback" not in "".join(said)
+    assert "--resume" in rest
+    assert (tmp_path / "run/state.safetensors").exists()
