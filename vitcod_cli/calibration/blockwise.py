@@ -110,7 +110,9 @@ def calibrate(
 
         for index, (tokens, target) in enumerate(walk):
             block, loss = student.blocks[index], OutputLoss.scaled_to(target, student.num_prefix_tokens)
-            fit = BlockFit(block, fitted_parameters(block, scope), loss, tokens, target, settings, runtime)
+            fit = BlockFit(
+                block, fitted_parameters(block, scope), loss, tokens, target, images.crops, settings, runtime
+            )
             report = fit.run(index, on_step)
             if report.note:
                 reporter.warn(f"Block {index + 1}: {report.note}")
@@ -163,12 +165,16 @@ class BlockFit:
     loss: OutputLoss
     tokens: Tensor
     target: Tensor
+    crops: int
     settings: CalibrationSettings
     runtime: Runtime
 
     def __post_init__(self) -> None:
-        held = torch.arange(len(self.tokens), device=self.tokens.device) % HELD_OUT == 1
-        self.fitted, self.held = torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+        # Pictures are held out with all their crops, and judged by the first, the evaluation crop.
+        places = torch.arange(len(self.tokens), device=self.tokens.device)
+        images = len(self.tokens) // self.crops
+        held = places % images % HELD_OUT == 1
+        self.fitted, self.held = places[~held], places[held & (places < images)]
 
     def run(self, index: int, on_step: Callable[[float], None]) -> BlockReport:
         """Fit, and go back to where the block was if that was better."""

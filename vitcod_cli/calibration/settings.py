@@ -17,5 +17,8 @@ class CalibrationSettings(Settings):
 
     calibrate_steps: int = setting(100, "Calibration steps for each block; 0 leaves calibration out.", minimum=0)
     calibrate_images: int = setting(256, "Training images that calibration looks at.", minimum=1)
+    calibrate_crops: int = setting(
+        4, "Views of each of these images: the evaluation crop, and random crops.", minimum=1
+    )
     calibrate_batch_size: int = setting(32, "Images of a calibration step, over all processes.", minimum=1)
     calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", minimum=0)

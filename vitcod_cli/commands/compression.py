@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vitcod_cli.calibration.settings import CalibrationSettings
@@ -65,7 +66,7 @@ class Compression:
         images = self._read_images()
         self.runtime.prepare(self.model)
         if lowrank is not None and lowrank.init != "trunc-normal":
-            self._start_auto_encoders(images, lowrank, run)
+            self._start_auto_encoders(images.first_crops(), lowrank, run)
         if steps:
             self.runtime.prepare(self.teacher)
             calibrate(
@@ -82,15 +83,18 @@ class Compression:
     def _read_images(self) -> CalibrationImages:
         from vitcod_cli.data.calibration import calibration_images
 
-        return calibration_images(
+        read = partial(
+            calibration_images,
             self.images.train,
             self.images.preprocess,
             self.calibration.calibrate_images,
             workers=self.workers,
             device=self.runtime.device,
             seed=self.runtime.settings.seed,
-            reporter=self.reporter,
         )
+        images = read(reporter=self.reporter)
+        crops = range(1, self.calibration.calibrate_crops) if self.calibration.calibrate_steps else ()
+        return images.with_crops([read(crops="random", draw=draw) for draw in crops])
 
     def _start_auto_encoders(
         self, images: CalibrationImages, settings: LowRankSettings, run: RunDirectory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,10 +24,14 @@ class CalibrationImages:
     """Pictures decoded once and kept as bytes: this process's share of them.
 
     ``len()`` is this process's number of pictures, ``num_images`` that of all processes. They take
-    ``len * C * H * W`` bytes of main memory.
+    ``len * C * H * W`` bytes of main memory. With several crops of each picture (:meth:`with_crops`)
+    all pictures come first in their first crop, then all in their second, and so on.
     """
 
-    def __init__(self, images: Tensor, preprocess: Preprocess, device: torch.device, num_images: int) -> None:
+    def __init__(
+        self, images: Tensor, preprocess: Preprocess, device: torch.device, num_images: int, crops: int = 1
+    ) -> None:
+        self.crops = crops
         self._images = images
         self._preprocess = preprocess
         self._device = device
@@ -35,6 +39,16 @@ class CalibrationImages:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def with_crops(self, others: Sequence[CalibrationImages]) -> CalibrationImages:
+        """These pictures together with other crops of the same ones."""
+        images = torch.cat([self._images, *(other._images for other in others)])
+        return CalibrationImages(images, self._preprocess, self._device, self.num_images, 1 + len(others))
+
+    def first_crops(self) -> CalibrationImages:
+        """Each picture once, in its first crop."""
+        images = self._images[: len(self) // self.crops]
+        return CalibrationImages(images, self._preprocess, self._device, self.num_images)
 
     def tensor(self, indices: Tensor | slice) -> Tensor:
         """The pictures at these places of this process's share, normalised float32 [n, C, H, W] on the device."""
@@ -60,6 +74,7 @@ def calibration_images(
     device: torch.device,
     seed: int,
     crops: Literal["center", "random"] = "center",
+    draw: int = 0,
     reporter: Reporter | None = None,
     rank: int | None = None,
     world: int | None = None,
@@ -71,6 +86,7 @@ def calibration_images(
 
     Args:
         crops: ``center`` is the evaluation transform; ``random`` a random crop and flip of each.
+        draw: which random crop: another number gives another crop of the same pictures.
         rank: place among the processes; of the running job if left out.
         world: number of processes; of the running job if left out.
     """
@@ -99,7 +115,7 @@ def calibration_images(
     else:
         drawn = shuffled(len(dataset), seed)[:count]
         places = np.arange(len(drawn))[rank::world]
-        keys = keys_of(drawn[rank::world], places, (seed, 0) if random else None)
+        keys = keys_of(drawn[rank::world], places, (seed, draw) if random else None)
         share = len(keys)
         reader = BatchReader(
             dataset, preprocess, function, workers=workers, device=cpu, replace_bad=False, reporter=reporter
