@@ -1,4 +1,4 @@
-"""Guess what a file is from its first bytes, to tell a user who gave the wrong one. Imports numpy only for an .npy."""
+"""Guess what a file is from its first bytes, to tell a user who gave the wrong one. Numpy only for an .npy."""
 
 from __future__ import annotations
 
