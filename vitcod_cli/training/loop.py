@@ -110,8 +110,6 @@ class Loop:
         self.runtime.synchronize()
         seconds = time.monotonic() - start
         speed = (self.position.step - before) * batch / seconds
-        if self.position.step == self.steps_per_epoch:
-            self.position = self.position.changed(trained=True)
         # Before the evaluation: from here on, an interruption costs no training.
         self.keeper.save(self.position)
         return {"lr": lr, "seconds": seconds, "images_per_second": speed}
@@ -141,7 +139,7 @@ class Loop:
 
     def _count(self, outcome: Outcome, step: int, indices: list[Tensor]) -> None:
         before = self.position
-        done = before.changed(step=step + 1, updates=before.updates + 1)
+        done = before.changed(step=step + 1, updates=before.updates + 1, trained=step + 1 == self.steps_per_epoch)
         if outcome.finite:
             sums = before.sums or [0.0] * len(outcome.sums)
             self.position = done.changed(sums=[a + b for a, b in zip(sums, outcome.sums, strict=True)])

@@ -30,7 +30,7 @@ FLAG = "--resume"
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: its figures, the epoch (from 0), and whose weights they are."""
+    """The best evaluation so far, after how many epochs it was, and whether of the averaged weights."""
 
     evaluation: Evaluation
     epoch: int
