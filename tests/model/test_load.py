@@ -19,7 +19,7 @@ from vitcod_cli.artifacts.files import read_safetensors_info
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.model_config import SVD_TYPES, ModelConfig, SvdType
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import keep_mask, model_config, set_keep_mask
+from vitcod_cli.model.build import build_model, keep_mask, model_config, set_keep_mask
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import SilentReporter
@@ -366,3 +366,16 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal("timm", model="test_vit")
     assert message.startswith("--checkpoint timm could not get the pretrained weights of test_vit")
     assert "resnet18 can't be treated" in refusal("timm", model="resnet18")
+
+
+def test_a_teacher_that_does_not_say_what_it_is_is_taken_for_the_students_model(
+    tmp_path: Path, tiny_config: ModelConfig
+) -> None:
+    path = tmp_path / "teacher.safetensors"
+    save_file(build_model(tiny_config).state_dict(), path)
+    settings, reporter = ModelSettings(), SilentReporter()
+    with pytest.raises(VitcodError, match="name the model with --model"):
+        load_model(settings, str(path), flag="--teacher", reporter=reporter)
+    student = tiny_config.changed(svd_type="mix_head_fc_qk", num_classes=7)
+    teacher = load_model(settings, str(path), flag="--teacher", reporter=reporter, like=student)
+    assert model_config(teacher) == tiny_config

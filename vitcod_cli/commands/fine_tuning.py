@@ -54,13 +54,16 @@ def load_teacher(recipe: Recipe, model: VisionTransformer, reporter: Reporter) -
     Raises:
         VitcodError: if it can't be loaded, or has other classes than ``model``.
     """
+    from vitcod_cli.model.build import model_config
     from vitcod_cli.model.load import load_model
 
     source = recipe.teacher_source
     if source is None:
         return None
     flag = "--distill-from" if recipe.distill_from is not None else "--teacher"
-    teacher = _load_pretrained(source, flag) or load_model(ModelSettings(), source, flag=flag, reporter=reporter)
+    teacher = _load_pretrained(source, flag) or load_model(
+        ModelSettings(), source, flag=flag, reporter=reporter, like=model_config(model)
+    )
     if teacher.num_classes != model.num_classes:
         raise VitcodError(
             f"{flag} {source} has {teacher.num_classes} classes and the model {model.num_classes}; "

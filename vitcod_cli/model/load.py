@@ -44,6 +44,7 @@ def load_model(
     drop_path: float = 0.0,
     reporter: Reporter,
     mask: str | None = None,
+    like: ModelConfig | None = None,
 ) -> VisionTransformer:
     """Build the model that ``settings`` and the checkpoint at ``source`` describe, and load it.
 
@@ -55,12 +56,13 @@ def load_model(
         drop_path: stochastic depth rate, for training.
         reporter: told what was changed on the way in (head, position embeddings).
         mask: a mask file to apply on top (``--mask``).
+        like: taken for the checkpoint's model when the checkpoint does not say which it holds.
 
     Raises:
         VitcodError: if the checkpoint can't be read or doesn't fit; the message lists what is amiss.
     """
     checkpoint = _read(settings, source, flag, reporter)
-    model = build_model(resolve_config(settings, checkpoint, flag, num_classes), drop_path=drop_path)
+    model = build_model(resolve_config(settings, checkpoint, flag, num_classes, like), drop_path=drop_path)
     if checkpoint is not None:
         load_weights(model, checkpoint, flag=flag, reporter=reporter)
         hint = checkpoint.info.get("args", {}).get("mask_path")

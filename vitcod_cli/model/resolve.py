@@ -15,7 +15,11 @@ from vitcod_cli.model.settings import ModelSettings
 
 
 def resolve_config(
-    settings: ModelSettings, checkpoint: Checkpoint | None, flag: str, num_classes: int | None
+    settings: ModelSettings,
+    checkpoint: Checkpoint | None,
+    flag: str,
+    num_classes: int | None,
+    like: ModelConfig | None = None,
 ) -> ModelConfig:
     """The config to build: the user's words, then the checkpoint's, then the data set's, then timm's.
 
@@ -24,11 +28,13 @@ def resolve_config(
         checkpoint: what was read, or None for random weights.
         flag: the option that the checkpoint came from, for messages.
         num_classes: class count of the data set, if known.
+        like: taken for the checkpoint's model when the checkpoint does not say which it holds.
 
     Raises:
         VitcodError: if nobody names the model, or two options contradict each other.
     """
-    own = None if checkpoint is None else checkpoint.config
+    said = None if checkpoint is None else checkpoint.config
+    own = like if said is None else said
     name = settings.model or (own.model if own else None)
     if name is None or (settings.model is None and not timm.is_model(name)):
         raise VitcodError(_no_name(checkpoint, name, flag))
@@ -40,7 +46,7 @@ def resolve_config(
         kwargs = {**own.model_kwargs, **kwargs}
         size = own.img_size if size is None else size
     if classes is None and checkpoint is not None:
-        classes = own.num_classes if own else class_count_of(checkpoint.state_dict)
+        classes = said.num_classes if said else class_count_of(checkpoint.state_dict)
     if classes is None:
         classes = num_classes if num_classes is not None else _default_classes(name)
     return ModelConfig(
