@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -17,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: the user's mistake or a broken input, told in one sentence on stderr; 2: wrong
     usage; 130 / 143: stopped by Ctrl-C / SIGTERM. A defect of ours keeps its traceback.
     """
+    if not is_main():
+        # Else what timm and torch log would be said by every process.
+        logging.getLogger().addHandler(logging.NullHandler())
     with warnings.catch_warnings():
         if not sys.warnoptions:
             # Third parties' advice to programmers is noise to users; PYTHONWARNINGS brings it back.

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from vitcod_cli.distributed import world_size
+
 ProcessesOption = Annotated[
     int,
     typer.Option(
@@ -22,8 +24,8 @@ ProcessesOption = Annotated[
 
 
 def is_launched() -> bool:
-    """Whether this is already one of the processes of a run that torchrun (or we) started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "RANK" in os.environ
+    """Whether this is already one of the processes of a run that torchrun, srun or we started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or world_size() > 1
 
 
 def launch(processes: int, arguments: Sequence[str]) -> None:
@@ -51,7 +53,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
 def _prepare_environment(processes: int) -> None:
     # Else torchrun sets one thread, and says so.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():  # not installed: the processes must find it as we did
         paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
