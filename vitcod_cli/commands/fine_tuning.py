@@ -164,9 +164,7 @@ class FineTuning:
             resume=self.output.resume,
             teacher=teacher,
         )
-        reporter.info(
-            f"Best: epoch {result.best_epoch} of {result.epochs}, in {run.best}; the last is in {run.last}."
-        )
+        reporter.info(f"Best: epoch {result.best_epoch}, in {run.best}; the last is in {run.last}.")
         if self.json:
             best, last = result.best.to_dict(), result.last.to_dict()
             print_json({**best, "best_epoch": result.best_epoch, "last": last, "checkpoint": str(run.best)})
