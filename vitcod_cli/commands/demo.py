@@ -19,6 +19,7 @@ MODEL = "vit_tiny_patch16_224 --img-size 32 --model-kwargs patch_size=4 embed_di
 DIGITS = "--dataset digits --batch-size 32 --threads 1"  # a model this small gains nothing from a second
 # Digits have one way up and are few: the recipe for ImageNet is not for them.
 RECIPE = "--no-aug --mixup 0 --cutmix 0 --smoothing 0 --drop-path 0 --no-repeated-aug --no-model-ema --unscale-lr"
+CALIBRATION = "--calibrate-steps 50 --calibrate-crops 1"
 SPARSITIES = (50, 80, 90)
 
 
@@ -83,7 +84,7 @@ class Demonstration:
                 "low-rank, 4 heads -> 2",
                 "lowrank",
                 f"finetune-lowrank --init-from {self.path('dense/best.safetensors')} --epochs 1 --lr 1e-4 "
-                "--warmup-epochs 0",
+                f"--warmup-epochs 0 {CALIBRATION}",
             ),
         ]
         lowrank, attention = self.path("lowrank/best.safetensors"), self.path("attn.safetensors")
@@ -95,7 +96,7 @@ class Demonstration:
             self.vitcod(f"gen-mask --attn-map {attention} --sparsity {sparsity / 100} --output {mask} --overwrite")
             name, folder = f"sparse, {sparsity} %", f"sparse-{sparsity}"
             line = f"finetune-sparse --init-from {lowrank} --mask {mask} --epochs 2 --lr 3e-4 --warmup-epochs 0"
-            rows.append(self.train(name, folder, line))
+            rows.append(self.train(name, folder, f"{line} {CALIBRATION}"))
         mask, plots = self.path("mask-80.safetensors"), self.path("plots")
         self.vitcod(f"plot {attention} {mask} --output-dir {plots} --overwrite")
         return rows
