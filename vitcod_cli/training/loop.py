@@ -194,7 +194,7 @@ class Loop:
     def _evaluate(self, figures: dict[str, Any]) -> None:
         """Evaluate raw and averaged weights, write the checkpoints, log ``figures`` and what was found."""
         candidates = [(self.trained.model, False)]
-        if self.trained.ema is not None:
+        if self.trained.ema is not None and self.position.updates:  # else the two are the same
             candidates.append((self.trained.ema.module, True))
         improved = None
         for module, ema in candidates:
