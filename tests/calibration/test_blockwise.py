@@ -146,3 +146,15 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert max(factors) == pytest.approx(factors[9], rel=0.03)
     assert factors[-1] < 0.001
     assert learning_rate_factor(0, 1) == 1.0
+
+
+def test_a_picture_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> None:
+    tokens = torch.zeros(3 * 16, 17, 24)
+    block = build_model(tiny_config).blocks[0]
+    loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1)
+    fit = blockwise.BlockFit(
+        block, list(block.parameters()), loss, tokens, tokens, 3, CalibrationSettings(), RUNTIME
+    )
+    assert fit.held.tolist() == [1, 9]
+    assert {place % 16 for place in fit.fitted.tolist()}.isdisjoint({1, 9})
+    assert len(fit.fitted) == 3 * 14

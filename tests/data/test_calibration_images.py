@@ -94,3 +94,21 @@ def test_random_crops_differ_from_the_centre_and_repeat(tmp_path: Path) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, whole(read(data, 4)))
+
+
+def test_other_crops_are_of_the_same_pictures_in_the_same_order(tmp_path: Path) -> None:
+    write_images(tmp_path, {"train/a": 9}, size=(60, 50))
+    data = open_dataset(DataSettings(data_path=str(tmp_path)), "train", num_classes=None)
+    center = read(data, 5)
+    random = [read(data, 5, crops="random", draw=draw) for draw in (1, 1, 2)]
+    assert torch.equal(whole(random[0]), whole(random[1]))
+    assert not torch.equal(whole(random[0]), whole(random[2]))
+
+    together = center.with_crops([random[0], random[2]])
+    assert (len(together), together.num_images, together.crops) == (15, 5, 3)
+    assert torch.equal(together.tensor(slice(0, 5)), whole(center))
+    assert torch.equal(together.tensor(slice(10, 15)), whole(random[2]))
+    assert torch.equal(whole(together.first_crops()), whole(center))
+
+    numbered = read(Numbered(200), 40)
+    assert numbers(whole(read(Numbered(200), 40, crops="random", draw=3))) == numbers(whole(numbered))
