@@ -129,15 +129,18 @@ class FineTuning:
         images: Images,
         reporter: Reporter,
         before: Callable[[RunDirectory], None] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         """Open the run folder, do what comes ``before`` training, train, and tell the outcome.
 
         ``before`` is left out when a saved state is resumed: its outcome is in the state.
+        ``teacher`` is the recipe's, where the command has loaded it already.
         """
         from vitcod_cli.model.load import save_model
         from vitcod_cli.training.trainer import fit, will_resume
 
-        teacher = load_teacher(self.recipe, network, reporter)
+        if teacher is None:
+            teacher = load_teacher(self.recipe, network, reporter)
         run = RunDirectory.open(self.output)
         about = self.about(network)
         if is_main():

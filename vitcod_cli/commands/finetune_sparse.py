@@ -75,4 +75,4 @@ def finetune_sparse(
             options={"init_from": init_from, "mask": mask, **calibration.to_dict()},
             sources={"init_from": init_from, "mask": mask},
             json=json,
-        ).run(network, images, reporter, before)
+        ).run(network, images, reporter, before, teacher if distilled else None)
