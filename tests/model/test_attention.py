@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import KINDS, collect, config_of, first, random_keep, random_model, timm_twin
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import compressed_heads, projections
-from vitcod_cli.model.build import attention_shape, attentions, set_keep_mask
+from vitcod_cli.model.build import attention_shape, attentions, fold_auto_encoders, set_keep_mask
 
 torch.set_num_threads(1)
 
@@ -79,6 +80,39 @@ def test_every_path_is_the_definition(kind: str, svd_type: SvdType, masked: bool
     layer.attention_sum = torch.zeros(probabilities.shape[1:], dtype=torch.float64)
     torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(layer.attention_sum, probabilities.sum(0), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("masked", "batch"), list(product((False, True), (1, 5))))
+def test_the_path_that_trains_is_the_fused_one(masked: bool, batch: int) -> None:
+    """Output and gradients, at an odd number of tokens and a batch of one, too."""
+    model = random_model(config_of("class token"))
+    if masked:
+        set_keep_mask(model, random_keep(model))
+    layer = first(model)
+    inputs = [torch.randn(batch, 3, 17, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    fused = F.scaled_dot_product_attention
+    results = []
+    for attend in (layer.attend, lambda q, k, v: fused(q, k, v, attn_mask=layer.keep)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        output = attend(*leaves)
+        output.square().sum().backward()
+        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "svd_type"), list(product(KINDS, SVD_TYPES)))
+def test_a_folded_layer_has_no_auto_encoder_and_the_same_function(
+    kind: str, svd_type: SvdType, images: Tensor
+) -> None:
+    model = random_model(config_of(kind, svd_type=svd_type)).eval()
+    foldable = all(layer.foldable for layer in attentions(model))
+    expected = model(images)
+    fold_auto_encoders(model)
+    torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-6)
+    left = [name for name in model.state_dict() if "encoder" in name or "decoder" in name]
+    assert bool(left) == (svd_type != "none" and not foldable)
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ def dump_attn(
     from vitcod_cli.data.loaders import eval_loader
     from vitcod_cli.data.subset import evenly_spaced
     from vitcod_cli.distributed import is_main
+    from vitcod_cli.model.build import fold_auto_encoders
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
     from vitcod_cli.sparsity.collect import collect_attention
@@ -80,6 +81,7 @@ def dump_attn(
     reporter = console()
     with start(runtime) as place:
         network = load_model(model, attention.checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
+        fold_auto_encoders(network)
         images = open_dataset(data, attention.split, num_classes=network.num_classes, reporter=reporter)
         if attention.max_images is not None:
             images = evenly_spaced(images, attention.max_images)

@@ -51,6 +51,7 @@ def evaluate(
     from vitcod_cli.commands.console import console, print_json, print_result
     from vitcod_cli.data.datasets import open_dataset
     from vitcod_cli.data.loaders import eval_loader
+    from vitcod_cli.model.build import fold_auto_encoders
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
     from vitcod_cli.training.evaluate import evaluate as measure
@@ -58,6 +59,7 @@ def evaluate(
     reporter = console()
     with start(runtime) as place:
         network = load_model(model, checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
+        fold_auto_encoders(network)
         images = open_dataset(data, split, num_classes=network.num_classes, reporter=reporter)
         loader = eval_loader(
             images,

@@ -87,6 +87,23 @@ class SparseLowRankAttention(Attention):
                 weights[index], biases[index] = folded.to(weight.dtype), shift.to(weight.dtype)
         return torch.cat(weights), torch.cat(biases)
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put the auto-encoder into the qkv weights for good, where it can be: inference then costs
+        what the dense layer costs. Nothing changes for a layer with a norm on Q and K."""
+        if self.svd_type == "none" or not self.foldable:
+            return
+        weight, bias = self.folded_qkv()
+        for letter in projections(self.svd_type):
+            delattr(self, f"encoder_{letter}")
+            delattr(self, f"decoder_{letter}")
+        self.svd_type = "none"
+        self.qkv.weight.copy_(weight)
+        if self.qkv.bias is None:
+            self.qkv.bias = nn.Parameter(torch.empty_like(weight[:, 0]))
+        assert bias is not None
+        self.qkv.bias.copy_(bias)
+
     def _reconstruct(self, x: Tensor, letter: str) -> Tensor:
         """``x`` [B, H, N, d] through its auto-encoder; leaves the loss when it is recorded."""
         pair = self.auto_encoder(letter)
@@ -123,7 +140,11 @@ class SparseLowRankAttention(Attention):
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled attention logits [B, H, N, N] with -inf where the mask prunes."""
         logits: Tensor = (q * self.scale) @ k.transpose(-2, -1)
-        return logits if self.keep is None else logits.masked_fill(~self.keep, float("-inf"))
+        if self.keep is None:
+            return logits
+        # In place, and a sum: filling under a broadcast mask takes as long as both products.
+        pruned = torch.zeros_like(self.keep, dtype=logits.dtype).masked_fill_(~self.keep, float("-inf"))
+        return logits.add_(pruned)
 
     def output(self, x: Tensor, attended: Tensor) -> Tensor:
         """From attended values [B, H, N, d] to the layer's output: merge heads, norm, gate, project."""
@@ -146,10 +167,19 @@ class SparseLowRankAttention(Attention):
         q, k, v = self.heads(x)
         if self.attention_sum is not None:
             return self.output(x, self._collect(q, k, v))
+        return self.output(x, self.attend(q, k, v))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Masked attention of Q, K and V, each [B, H, N, d]; returns [B, H, N, d].
+
+        Fused, but where gradients are wanted on a CPU: the fused backward there takes longer than the
+        explicit products (benchmarks in docs/benchmarks.md).
+        """
+        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+            return self.attn_drop(self.logits(q, k).softmax(dim=-1)).to(v.dtype) @ v
         mask = None if self.keep is None else self.keep[None]
         dropout = self.attn_drop.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.output(x, attended)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
     def _collect(self, q: Tensor, k: Tensor, v: Tensor, chunk: int = 32) -> Tensor:
         """Explicit attention that adds its probabilities to ``attention_sum``, in slices of the batch."""

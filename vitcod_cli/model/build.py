@@ -36,6 +36,18 @@ def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransfo
     return model
 
 
+def plain_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
+    """timm's own model of that shape, random weights: no auto-encoders, and no mask can be set.
+
+    Raises:
+        VitcodError: as :func:`build_model`.
+    """
+    check_architecture(config)
+    model = _create(config, drop_path_rate=drop_path)
+    model.vitcod_config = config.changed(svd_type="none")  # type: ignore[assignment]
+    return model
+
+
 def check_architecture(config: ModelConfig) -> None:
     """Raise a VitcodError unless ``config`` names a plain timm ViT that we can treat."""
     if not timm.is_model(config.model):
@@ -150,6 +162,16 @@ def keep_mask(model: nn.Module) -> Tensor | None:
     """The mask of the whole model, bool [L, H, N, N] on the CPU, or None for a dense model."""
     masks = [attention.keep.cpu() for attention in attentions(model) if attention.keep is not None]
     return torch.stack(masks) if masks else None
+
+
+def fold_auto_encoders(model: VisionTransformer) -> None:
+    """Fold every auto-encoder into its qkv weights, in place, for inference: same function, no cost.
+
+    What can't be folded (behind a norm on Q and K) stays. The folded model is no longer the one that its
+    ``config`` names: it is not for saving.
+    """
+    for attention in attentions(model):
+        attention.fold()
 
 
 def _layers(shape: tuple[int, ...]) -> str:
