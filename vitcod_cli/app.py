@@ -37,6 +37,7 @@ COMMANDS = {
     "gen-mask": Entry("gen_mask.gen_mask", "Step 3: a fixed sparse mask from that map."),
     "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask.", True),
     "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint.", True),
+    "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
     "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
     "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
     "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),

@@ -1,0 +1,63 @@
+"""Peak memory of a pass, and what counts as out of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vitcod_cli.bench import memory
+from vitcod_cli.bench.memory import is_out_of_memory, peak_memory, weight_bytes
+
+MIB = 2**20
+CPU = torch.device("cpu")
+
+
+def test_the_peak_of_each_pass_by_itself() -> None:
+    model = nn.Linear(512, 512, bias=False)
+    kept: list[torch.Tensor] = []
+
+    def peak(mebibytes: int) -> float:
+        found = peak_memory(lambda: kept.append(torch.ones(mebibytes * MIB // 4).sum()), model, CPU)
+        if found is None:
+            pytest.skip("this system can't reset a process's peak memory")
+        return found / MIB
+
+    assert peak(96) == pytest.approx(97, abs=4), "1 MiB of weights, 96 for the pass"
+    assert peak(24) == pytest.approx(25, abs=4), "an earlier, higher peak is forgotten"
+
+
+def test_free_memory_that_the_process_holds_back_counts() -> None:
+    def work() -> None:
+        pieces = [torch.ones(MIB // 8) for _ in range(64)]  # each below what goes back to the system by itself
+        del pieces
+
+    work()
+    found = peak_memory(work, nn.Identity(), CPU)
+    if found is None:
+        pytest.skip("this system can't reset a process's peak memory")
+    assert found / MIB == pytest.approx(32, abs=4)
+
+
+def test_no_peak_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "none")
+    assert peak_memory(lambda: None, nn.Linear(2, 2), CPU) is None
+
+
+def test_weights_shared_by_two_layers_count_once() -> None:
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    model.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+    assert weight_bytes(model) == 4 * 16 + 3
+
+
+def test_out_of_memory() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**50)
+    assert is_out_of_memory(real.value)

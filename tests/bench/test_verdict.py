@@ -1,0 +1,76 @@
+"""What is said of a mask, for measurements that the test makes up."""
+
+from __future__ import annotations
+
+from vitcod_cli.bench.counting import Counts
+from vitcod_cli.bench.measure import Comparison, Measurement, Mode, Results
+from vitcod_cli.bench.timing import ratio
+from vitcod_cli.bench.verdict import in_ms, mask_verdict, times
+
+COUNTS = Counts(10, 0, 0, 1000, 200, 20)
+LEAVES_OUT = "The mask leaves out 90.0 % of the attention products (18.0 % of all arithmetic)"
+
+
+def results(*cases: tuple[Mode, int, list[float], list[float]]) -> Results:
+    found = Results()
+    for mode, batch_size, masked, unmasked in cases:
+        found.measurements.append(Measurement(mode, batch_size, "model", masked, None))
+        found.measurements.append(Measurement(mode, batch_size, "no mask", unmasked, None))
+        spread = ratio(masked, unmasked)
+        found.comparisons.append(Comparison(mode, batch_size, "no mask", spread, len(masked)))
+    return found
+
+
+def verdict(*cases: tuple[Mode, int, list[float], list[float]]) -> str | None:
+    return mask_verdict(COUNTS, results(*cases), "no mask")
+
+
+def test_no_time_saved() -> None:
+    assert verdict(("forward", 32, [0.0312] * 4, [0.031] * 4)) == (
+        f"{LEAVES_OUT}, but saves no time on this device: a forward pass of 32 images takes 31.2 ms with it and "
+        "31.0 ms without (x1.01)."
+    )
+
+
+def test_time_saved() -> None:
+    words = verdict(("forward", 1, [0.09, 0.092, 0.094, 0.092], [0.1] * 4))
+    assert words == (
+        f"{LEAVES_OUT}, and saves 8.0 % of the time on this device: a forward pass of 1 image takes 92.0 ms with "
+        "it and 100 ms without (x0.92)."
+    )
+
+
+def test_a_saving_that_the_spread_does_not_bear_out_is_none() -> None:
+    words = verdict(("forward", 8, [0.08, 0.09, 0.12, 0.13, 0.07], [0.1] * 5))
+    assert words is not None
+    assert "but saves no time" in words
+    assert "(x0.90)" in words
+
+
+def test_a_mask_that_costs_time() -> None:
+    words = verdict(("forward", 8, [0.12] * 4, [0.1] * 4))
+    assert words is not None
+    assert "but takes 20.0 % more time on this device" in words
+
+
+def test_the_largest_batch_of_each_mode_speaks() -> None:
+    same = [0.1] * 4
+    words = verdict(
+        ("forward", 64, same, same), ("forward", 1, [0.01] * 4, same), ("training", 8, [0.05] * 4, same)
+    )
+    assert words == (
+        f"{LEAVES_OUT}, but saves no time on this device: a forward pass of 64 images takes 100 ms with it and "
+        "100 ms without (x1.00). A training step of 8 images takes 50.0 ms with it and 100 ms without (x0.50): "
+        "the mask saves 50.0 % of the time."
+    )
+
+
+def test_nothing_compared_nothing_said() -> None:
+    assert verdict() is None
+
+
+def test_figures_keep_three_digits() -> None:
+    assert [in_ms(value) for value in (0.1234, 1.234, 12.34, 123.4, 12345.6)] == [
+        "0.12", "1.23", "12.3", "123", "12,346"
+    ]  # fmt: skip
+    assert [times(value) for value in (1.0, 0.954, 12.3, 0.00964)] == ["x1.00", "x0.95", "x12.30", "x0.0096"]

@@ -1,0 +1,130 @@
+"""What is timed: a forward pass as ``eval`` runs it, a training step as fine-tuning runs it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitcod_cli.model.build import attentions, clear_keep_mask, fold_auto_encoders, model_config, plain_model
+from vitcod_cli.runtime import Runtime
+
+DROP_PATH = 0.1
+"""Stochastic depth of a training step: the fine-tuning recipe's default."""
+
+RECON_WEIGHT = 1e-4
+"""Weight of the reconstruction loss: the fine-tuning recipe's default."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to time.
+
+    Attributes:
+        run: one pass.
+        forget: drops what passes leave behind: gradients and the optimizer's state.
+    """
+
+    run: Callable[[], None]
+    forget: Callable[[], None]
+
+
+@contextmanager
+def forward_pass(model: VisionTransformer, batch_size: int, runtime: Runtime) -> Iterator[Work]:
+    """Inference on one batch that is on the device already."""
+    model.eval()
+    images = runtime.place(synthetic_images(model, batch_size, runtime.device))
+
+    def run() -> None:
+        with torch.inference_mode(), runtime.autocast():
+            model(images)
+
+    yield Work(run, lambda: None)
+
+
+@contextmanager
+def training_step(
+    model: VisionTransformer, optimizer: Optimizer, batch_size: int, runtime: Runtime
+) -> Iterator[Work]:
+    """Forward, backward and update on one batch: cross-entropy and the reconstruction loss.
+
+    It is a fine-tuning step without what is no matter of the model: data, augmentation, teacher and
+    the moving average. The weights of ``model`` change; afterwards it is in eval mode.
+    """
+    images = runtime.place(synthetic_images(model, batch_size, runtime.device))
+    targets = torch.randint(model.num_classes, (batch_size,), device=runtime.device)
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+
+    def run() -> None:
+        with runtime.autocast():
+            loss = F.cross_entropy(model(images).float(), targets) + RECON_WEIGHT * _reconstruction_loss(model)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def forget() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
+
+    model.train()
+    for layer in attentions(model):
+        layer.record_reconstruction = True
+    try:
+        yield Work(run, forget)
+    finally:
+        for layer in attentions(model):
+            layer.record_reconstruction = False
+            layer.reconstruction_loss = None
+        model.eval()
+        forget()
+
+
+def for_inference(model: VisionTransformer) -> VisionTransformer:
+    """What ``eval`` runs: a copy whose auto-encoders are folded away, or ``model`` itself without any."""
+    if all(layer.svd_type == "none" for layer in attentions(model)):
+        return model
+    folded = copy.deepcopy(model)
+    fold_auto_encoders(folded)
+    return folded
+
+
+def make_optimizer(model: nn.Module) -> Optimizer:
+    """The optimizer of fine-tuning, at the sparse step's learning rate."""
+    return create_optimizer_v2(model, opt="adamw", lr=1e-5, weight_decay=1e-8, eps=1e-8)
+
+
+def _reconstruction_loss(model: nn.Module) -> Tensor | float:
+    """Sum over the blocks, of auto-encoders of Q and K (ViTCoD, section IV-B); 0 without any."""
+    losses = [layer.reconstruction_loss for layer in attentions(model)]
+    found = [loss.float() for loss in losses if loss is not None]
+    return torch.stack(found).sum() if found else 0.0
+
+
+def synthetic_images(model: VisionTransformer, batch_size: int, device: torch.device) -> Tensor:
+    """Normal noise float32 [B, C, H, W] of the size that ``model`` takes: like normalised pictures."""
+    stem = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
+    return torch.randn(batch_size, stem.in_channels, *model.patch_embed.img_size, device=device)
+
+
+def without_mask(model: VisionTransformer) -> VisionTransformer:
+    """A dense model with the very weights of ``model``, not a copy of them."""
+    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    clear_keep_mask(twin)
+    return twin
+
+
+def timm_twin(model: VisionTransformer) -> VisionTransformer:
+    """timm's own model of the same shape and weights, without auto-encoders and mask."""
+    twin = plain_model(model_config(model), drop_path=DROP_PATH)
+    weights = model.state_dict()
+    twin.load_state_dict({name: weights[name] for name in twin.state_dict()})
+    return twin
