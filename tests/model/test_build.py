@@ -16,6 +16,7 @@ from vitcod_cli.model.build import (
     check_architecture,
     clear_keep_mask,
     default_img_size,
+    input_channels,
     keep_mask,
     set_keep_mask,
 )
@@ -121,3 +122,13 @@ def test_masks_that_do_not_fit() -> None:
     with pytest.raises(VitcodError, match=r"2 queries look at no key.*block 0, head 1, row 2.*polarity"):
         set_keep_mask(model, keep)
     assert keep_mask(model) is None
+
+
+@pytest.mark.parametrize(("name", "channels"), [("vit_tiny_r_s16_p8_224", 3), ("deit_tiny_patch16_224", 1)])
+def test_the_channels_of_its_images(name: str, channels: int) -> None:
+    """Also of a hybrid, whose patches are cut from the features of a ResNet."""
+    kwargs = {} if channels == 3 else {"in_chans": channels}
+    size = {"img_size": (64, 64), "num_classes": 2, "model_kwargs": {"depth": 1, **kwargs}}
+    model = build_model(ModelConfig(model=name, **size))
+    assert input_channels(model) == channels
+    assert model(torch.zeros(1, channels, 64, 64)).shape == (1, 2)

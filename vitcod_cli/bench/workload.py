@@ -14,7 +14,14 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitcod_cli.model.build import attentions, clear_keep_mask, fold_auto_encoders, model_config, plain_model
+from vitcod_cli.model.build import (
+    attentions,
+    clear_keep_mask,
+    fold_auto_encoders,
+    input_channels,
+    model_config,
+    plain_model,
+)
 from vitcod_cli.runtime import Runtime
 
 DROP_PATH = 0.1
@@ -111,8 +118,7 @@ def _reconstruction_loss(model: nn.Module) -> Tensor | float:
 
 def synthetic_images(model: VisionTransformer, batch_size: int, device: torch.device) -> Tensor:
     """Normal noise float32 [B, C, H, W] of the size that ``model`` takes: like normalised pictures."""
-    stem = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
-    return torch.randn(batch_size, stem.in_channels, *model.patch_embed.img_size, device=device)
+    return torch.randn(batch_size, input_channels(model), *model.patch_embed.img_size, device=device)
 
 
 def without_mask(model: VisionTransformer) -> VisionTransformer:

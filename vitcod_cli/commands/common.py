@@ -42,9 +42,7 @@ JsonOption = Annotated[
 def preprocess_of(model: VisionTransformer, data: DataSettings) -> Preprocess:
     """How pictures are brought into the form that ``model`` takes."""
     from vitcod_cli.data.preprocess import preprocess_for
-    from vitcod_cli.model.build import model_config
+    from vitcod_cli.model.build import input_channels, model_config
 
-    channels = model.patch_embed.proj.in_channels
-    return preprocess_for(
-        cast("dict[str, Any]", model.pretrained_cfg), (channels, *model_config(model).img_size), data
-    )
+    size = (input_channels(model), *model_config(model).img_size)
+    return preprocess_for(cast("dict[str, Any]", model.pretrained_cfg), size, data)

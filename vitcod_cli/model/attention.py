@@ -98,11 +98,8 @@ class SparseLowRankAttention(Attention):
             delattr(self, f"encoder_{letter}")
             delattr(self, f"decoder_{letter}")
         self.svd_type = "none"
-        self.qkv.weight.copy_(weight)
-        if self.qkv.bias is None:
-            self.qkv.bias = nn.Parameter(torch.empty_like(weight[:, 0]))
-        assert bias is not None
-        self.qkv.bias.copy_(bias)
+        assert bias is not None  # an auto-encoder has one, even where qkv has none
+        self.qkv.weight, self.qkv.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def _reconstruct(self, x: Tensor, letter: str) -> Tensor:
         """``x`` [B, H, N, d] through its auto-encoder; leaves the loss when it is recorded."""
@@ -176,7 +173,8 @@ class SparseLowRankAttention(Attention):
         explicit products (benchmarks in docs/benchmarks.md).
         """
         if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
-            return self.attn_drop(self.logits(q, k).softmax(dim=-1)).to(v.dtype) @ v
+            probabilities: Tensor = self.attn_drop(self.logits(q, k).softmax(dim=-1))
+            return probabilities.to(v.dtype) @ v
         mask = None if self.keep is None else self.keep[None]
         dropout = self.attn_drop.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -113,6 +113,12 @@ def default_img_size(name: str, model_kwargs: dict[str, Any] | None = None) -> t
     return (size, size) if isinstance(size, int) else cast("tuple[int, int]", tuple(size))
 
 
+def input_channels(model: VisionTransformer) -> int:
+    """Channels of the images that ``model`` takes; a hybrid's patches are not made of pixels."""
+    stem = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
+    return int(stem.in_channels)
+
+
 def attentions(model: nn.Module) -> list[SparseLowRankAttention]:
     """The attention layers of ``model``, first to last: the L of maps and masks."""
     return [module for module in model.modules() if isinstance(module, SparseLowRankAttention)]
