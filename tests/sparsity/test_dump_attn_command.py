@@ -12,7 +12,7 @@ import pytest
 import torch
 from mask_tools import Cli
 
-from vitcod_cli.artifacts.attention_map import read_attention_map
+from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model, set_keep_mask
@@ -46,6 +46,27 @@ def test_the_map_leads_to_a_mask_and_to_pictures(cli: Cli, checkpoint: Path, ima
     assert mask == "info_0.60.safetensors"
     names = cli("plot", figures["path"], mask).out.split()
     assert names == [f"plots/{name}.png" for name in ("overview", "block_00", "block_01")]
+
+
+def test_importance_leads_to_an_allocated_mask(cli: Cli, checkpoint: Path, image_folder: Path) -> None:
+    assert cli(*WORDS, checkpoint, "--data-path", image_folder, "--importance-images", "8").code == 0
+    found = read_attention_map(checkpoint.parent / "attn.safetensors")
+    assert found.importance is not None
+    assert found.importance.shape == found.attention.shape
+    assert found.info["importance_images"] == 8
+    outcome = cli("gen-mask", "--attn-map", "attn.safetensors", "--sparsity", "0.6", "--allocate")
+    assert outcome.out == "allocated_0.60.safetensors\n"
+    assert outcome.err.splitlines()[-1].split() == ["all", "59.98%", "by", "allocated"]
+    assert cli("plot", "attn.safetensors", "allocated_0.60.safetensors").code == 0
+
+
+def test_importance_cut_to_another_shape_is_refused(cli: Cli, tmp_path: Path) -> None:
+    attention = np.full((1, 1, 4, 4), 0.25, dtype=np.float32)
+    odd = AttentionMap(attention, 1, {}, np.zeros((1, 1, 4, 3), dtype=np.float32))
+    write_attention_map(tmp_path / "odd.safetensors", odd)
+    outcome = cli("gen-mask", "--attn-map", "odd.safetensors", "--allocate")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "holds an importance that is not like its attention" in " ".join(outcome.err.split())
 
 
 def test_training_transform_and_fewer_images(cli: Cli, checkpoint: Path, image_folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ class AttentionMap:
         num_images: how many images were averaged (0: unknown, a published ``.npy``).
         info: how it was made: ``model_config``, ``num_prefix_tokens``, ``made_from`` (sha256 of
             the checkpoint), ...; empty for a published ``.npy``.
+        importance: float32 [L, H, N, N] or None; how much the model's answer hangs on every entry
+            (:mod:`vitcod_cli.sparsity.importance`).
     """
 
     attention: np.ndarray
     num_images: int = 0
     info: dict[str, Any] = field(default_factory=dict)
+    importance: np.ndarray | None = None
 
 
 def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -> AttentionMap:
@@ -35,31 +38,41 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
     Raises:
         VitcodError: if the file is no attention map, or holds anything but finite probabilities.
     """
-    num_images, info = 0, dict[str, Any]()
     if is_npy(path, flag):
         attention = read_npy(path, flag)
         if attention.dtype.kind != "f":
             raise wrong_file(path, flag, "an attention map")
+        found = AttentionMap(attention)
     else:
-        attention, num_images, info = _read_own(path, flag)
-    check_shape(attention.shape, path, flag, "an attention map")
-    # A NaN fails both comparisons, so two reductions see everything.
-    if not (attention.min() >= 0 and attention.max() < np.inf):
-        raise VitcodError(
-            f"{flag} {path} holds values that are negative or not finite, so it is no attention map; make it "
-            "again with vitcod dump-attn."
-        )
-    return AttentionMap(np.ascontiguousarray(attention, dtype=np.float32), num_images, info)
+        found = _read_own(path, flag)
+    check_shape(found.attention.shape, path, flag, "an attention map")
+    for values in (found.attention, found.importance):
+        # A NaN fails both comparisons, so two reductions see everything.
+        if values is not None and not (values.min() >= 0 and values.max() < np.inf):
+            raise VitcodError(
+                f"{flag} {path} holds values that are negative or not finite, so it is no attention map; make it "
+                "again with vitcod dump-attn."
+            )
+    return replace(found, attention=np.ascontiguousarray(found.attention, dtype=np.float32))
 
 
-def _read_own(path: str | os.PathLike[str], flag: str) -> tuple[np.ndarray, int, dict[str, Any]]:
+def _read_own(path: str | os.PathLike[str], flag: str) -> AttentionMap:
     with open_safetensors(path, flag=flag) as (handle, metadata):
         info = checked_kind(metadata, path, kind=ATTENTION_MAP, flag=flag)
         tensors = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         dtypes = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+        important = dtypes.pop("importance", None)
         if dtypes != {"attention": "F32", "num_images": "I64"} or tensors["num_images"].get_shape() != [1]:
             raise VitcodError(f"{flag} {path} lacks attention or num_images; make it again with vitcod dump-attn.")
-        return handle.get_tensor("attention"), int(handle.get_tensor("num_images")[0]), info
+        shapes = [tensors[name].get_shape() for name in ("attention", "importance") if name in tensors]
+        if important not in (None, "F32") or shapes != shapes[:1] * len(shapes):
+            raise VitcodError(
+                f"{flag} {path}: importance is not like attention; make it again with vitcod dump-attn."
+            )
+        importance = None if important is None else handle.get_tensor("importance")
+        return AttentionMap(
+            handle.get_tensor("attention"), int(handle.get_tensor("num_images")[0]), info, importance
+        )
 
 
 def write_attention_map(path: str | os.PathLike[str], attention_map: AttentionMap) -> None:
@@ -72,4 +85,6 @@ def write_attention_map(path: str | os.PathLike[str], attention_map: AttentionMa
         "attention": np.asarray(attention_map.attention, dtype=np.float32),
         "num_images": np.array([attention_map.num_images], dtype=np.int64),
     }
+    if attention_map.importance is not None:
+        tensors["importance"] = np.asarray(attention_map.importance, dtype=np.float32)
     write_safetensors(path, tensors, ATTENTION_MAP, attention_map.info)

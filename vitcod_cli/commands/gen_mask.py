@@ -78,7 +78,7 @@ def gen_mask(
     with ThreadPoolExecutor(1) as beside:  # the checksum takes as long as the mask
         checksum = beside.submit(sha256_of, attn_map)
         made = generate_mask(attention_map, mask, reporter)
-    path = output.target(f"{mask.method}_{made.info['sparsity']:.2f}.safetensors")
+    path = output.target(f"{mask.name}_{made.info['sparsity']:.2f}.safetensors")
     origin = {"made_by": "vitcod gen-mask", "made_from": checksum.result(), "source": Path(attn_map).name}
     write_mask(path, Mask(made.keep, {**made.info, **origin}))
     for line in _table(made):
@@ -110,7 +110,8 @@ def _table(made: Mask) -> list[str]:
         heads_span = f"{heads.min():.1%} to {heads.max():.1%}"
         lines.append(f"{block:5}  {pruned:6.1%}  {heads_span:>26}  {f'{tokens.min()} to {tokens.max()}':>23}")
     parameters = [f"{name.replace('_', ' ')} {made.info[name]:.10g}" for name in _PARAMETERS if name in made.info]
-    lines.append(f"  all  {made.info['sparsity']:6.2%}  by {made.info['method']}, {', '.join(parameters)}")
+    made_by = ", ".join([made.info["method"], *parameters])
+    lines.append(f"  all  {made.info['sparsity']:6.2%}  by {made_by}")
     return lines
 
 

@@ -37,6 +37,7 @@ class SparseLowRankAttention(Attention):
             summed over the images of the batch.
         token_observer: when set, each forward calls it with the layer's input [B, N, C] and the
             Q and K [B, H, N, d] that go into the auto-encoders.
+        logit_observer: when set, each forward calls it with the masked attention logits [B, H, N, N].
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,6 +49,7 @@ class SparseLowRankAttention(Attention):
         self.reconstruction_loss: Tensor | None = None
         self.attention_sum: Tensor | None = None
         self.token_observer: Callable[[Tensor, Tensor, Tensor], None] | None = None
+        self.logit_observer: Callable[[Tensor], None] | None = None
 
     # -- auto-encoder -------------------------------------------------------------------------
 
@@ -172,8 +174,12 @@ class SparseLowRankAttention(Attention):
         Fused, but where gradients are wanted on a CPU: the fused backward there takes longer than the
         explicit products (benchmarks in docs/benchmarks.md).
         """
-        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
-            probabilities: Tensor = self.attn_drop(self.logits(q, k).softmax(dim=-1))
+        on_cpu = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+        if on_cpu or self.logit_observer is not None:
+            logits = self.logits(q, k)
+            if self.logit_observer is not None:
+                self.logit_observer(logits)
+            probabilities: Tensor = self.attn_drop(logits.softmax(dim=-1))
             return probabilities.to(v.dtype) @ v
         mask = None if self.keep is None else self.keep[None]
         dropout = self.attn_drop.p if self.training else 0.0

@@ -12,6 +12,7 @@ from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.sparsity import masks
+from vitcod_cli.sparsity.allocation import allocated_mask
 from vitcod_cli.sparsity.settings import DEFAULT_SPARSITY, MaskSettings
 
 
@@ -29,7 +30,7 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
     masks.check_rows(attention)
     prefix = _num_prefix_tokens(attention_map, settings, reporter)
     protected = prefix if settings.protects_prefix else 0
-    keep, parameters = _choose(attention, settings, protected)
+    keep, parameters = _choose(attention_map, settings, protected)
     if protected:
         keep = masks.keep_prefix(keep, protected)
     keep, filled = masks.fill_empty_rows(keep, attention)
@@ -38,7 +39,7 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
             f"{filled} rows lost all their keys and keep their largest one: an empty row has no softmax."
         )
     info = {
-        "method": settings.method,
+        "method": settings.name,
         **parameters,
         "sparsity": masks.sparsity_of(keep),
         "num_prefix_tokens": prefix,
@@ -50,9 +51,19 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
 
 
 def _choose(
-    attention: NDArray[np.float32], settings: MaskSettings, protected: int
+    attention_map: AttentionMap, settings: MaskSettings, protected: int
 ) -> tuple[NDArray[np.bool_], dict[str, Any]]:
     """The mask before protection, and the parameters that it was made with."""
+    attention = attention_map.attention
+    if settings.allocate:
+        importance = attention_map.importance
+        if importance is None:
+            raise VitcodError(
+                "--allocate needs to know what every entry is worth, and --attn-map doesn't say it; make the map "
+                "again with vitcod dump-attn --importance-images 256."
+            )
+        sparsity = DEFAULT_SPARSITY if settings.sparsity is None else settings.sparsity
+        return allocated_mask(attention, importance, sparsity, protected), {}
     if settings.method == "info":
         if settings.info_cut is not None:
             return masks.info_mask(attention, settings.info_cut), {"info_cut": settings.info_cut}

@@ -40,6 +40,12 @@ class MaskSettings(Settings):
         maximum=1,
         show_default=str(DEFAULT_SPARSITY),
     )
+    allocate: bool = setting(
+        False,
+        "Spend the --sparsity where it does the least damage, over all blocks, heads and rows together, instead "
+        "of the same info cut everywhere; needs a map from dump-attn --importance-images.",
+        panel=PANEL,
+    )
     info_cut: float | None = setting(
         None,
         "info: share of each row's attention to keep, instead of --sparsity.",
@@ -88,8 +94,20 @@ class MaskSettings(Settings):
                     f"{flag_of(name)} goes with --method {' or '.join(methods)}, not with {self.method}"
                     f"{'; say --ratio' if name == 'sparsity' and self.method in ('ratio', 'random') else ''}."
                 )
+        if self.allocate and (self.method != "info" or self.info_cut is not None):
+            other = "--info-cut" if self.method == "info" else f"--method {self.method}"
+            raise VitcodError(
+                f"--allocate spends a --sparsity and makes no use of {other}; leave one of them out."
+            )
+        if self.allocate and self.protect_prefix is False:
+            raise VitcodError("--allocate keeps the prefix tokens whole; leave --no-protect-prefix out.")
         if self.sparsity is not None and self.info_cut is not None:
             raise VitcodError("--sparsity and --info-cut exclude each other: --sparsity finds the cut; give one.")
+
+    @property
+    def name(self) -> str:
+        """Of the way the mask is made; masks are named after it."""
+        return "allocated" if self.allocate else self.method
 
     @property
     def protects_prefix(self) -> bool:

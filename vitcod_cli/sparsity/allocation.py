@@ -1,0 +1,58 @@
+"""Spending a budget of entries over all blocks, heads and rows together: ``gen-mask --allocate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.sparsity.ranking import Keep
+
+
+def allocated_mask(
+    attention: NDArray[np.float32], importance: NDArray[np.float32], sparsity: float, num_prefix_tokens: int
+) -> Keep:
+    """Keep the entries with the largest importance x attention of the whole model.
+
+    ``importance`` is the damage that pruning an entry does while all others stay. Of a key with a
+    large probability it is too small (what its query gets is nearly that key's value already, and the
+    derivative is small with it), which the mean probability as a second factor makes up for.
+
+    Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the first is kept.
+
+    Args:
+        attention: [L, H, N, N], the mean map. importance: of its shape, not negative.
+        sparsity: share of pruned entries among all, prefix included; reached to the entry.
+        num_prefix_tokens: tokens whose rows and columns are kept.
+
+    Raises:
+        VitcodError: if the entries that must be kept are more than this sparsity leaves.
+    """
+    score = importance * attention
+    keep = np.zeros(score.shape, dtype=np.bool_)
+    np.put_along_axis(keep, score.argmax(axis=-1)[..., None], True, axis=-1)
+    keep[..., :num_prefix_tokens, :] = True
+    keep[..., :, :num_prefix_tokens] = True
+    wanted = round((1 - sparsity) * score.size)
+    more = wanted - int(np.count_nonzero(keep))
+    if more < 0:
+        raise VitcodError(
+            f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
+            f"leaves {np.count_nonzero(~keep) / keep.size:.4f} at most."
+        )
+    score[keep] = -1.0
+    _keep_largest_of_all(keep, score, more)
+    return keep
+
+
+def _keep_largest_of_all(keep: Keep, score: NDArray[Any], count: int) -> None:
+    """Set ``keep`` at the ``count`` largest scores, the first ones where they tie."""
+    if count == 0:
+        return
+    flat, kept = score.reshape(-1), keep.reshape(-1)
+    smallest = np.partition(flat, flat.size - count)[flat.size - count]
+    above = flat > smallest
+    kept[above] = True
+    kept[np.flatnonzero(flat == smallest)[: count - np.count_nonzero(above)]] = True

@@ -1,0 +1,107 @@
+"""How much the model's answer hangs on every entry of its attention: what ``gen-mask --allocate`` ranks.
+
+Without its key j, the query i of a head gets, to first order, o + p_ij (o - v_j) instead of o: the
+derivative of o by the logit s_ij, with the sign turned. So the squared derivative of the answer by
+s_ij is the damage that pruning the entry does, where the answer's distance is the divergence
+KL(p || p') between the class probabilities before and after: its second-order term is half of the
+Fisher information F = diag(p) - p p^T, in which no label occurs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from vitcod_cli import distributed
+from vitcod_cli.data.calibration import CalibrationImages
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import attention_shape, attentions
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime
+
+
+def collect_importance(
+    model: VisionTransformer,
+    images: CalibrationImages,
+    runtime: Runtime,
+    reporter: Reporter,
+    batch_size: int = 32,
+) -> NDArray[np.float32]:
+    """Mean over the images of all processes of the Fisher information of every attention logit.
+
+    An estimate: each image stands for the derivatives in one random direction whose covariance is F.
+    Another number of processes draws other directions. The weights and the model's mode stay as they are.
+
+    Returns:
+        float32 [L, H, N, N], not negative; 0 where a mask of the model prunes.
+
+    Raises:
+        VitcodError: if a value is not finite.
+    """
+    layers = attentions(model)
+    sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
+
+    def observer(layer_sum: Tensor) -> Callable[[Tensor], None]:
+        def square(gradient: Tensor) -> None:
+            layer_sum.add_(gradient.float().square().sum(dim=0))
+
+        def observe(logits: Tensor) -> None:
+            logits.register_hook(square)  # type: ignore[no-untyped-call]
+
+        return observe
+
+    generator = torch.Generator().manual_seed(runtime.settings.seed * 1_000_003 + distributed.rank())
+    with _frozen(model), reporter.progress("importance", len(images)) as progress:
+        try:
+            for layer, layer_sum in zip(layers, sums, strict=True):
+                layer.logit_observer = observer(layer_sum)
+            for batch in images.batches(batch_size):
+                with torch.enable_grad(), runtime.autocast():
+                    logits = model(runtime.place(batch).requires_grad_()).float()
+                (fisher_direction(logits, generator) * logits).sum().backward()
+                progress.advance(len(batch))
+        finally:
+            for layer in layers:
+                layer.logit_observer = None
+    count = distributed.all_reduce_sum(torch.tensor(len(images), dtype=torch.int64, device=runtime.device))
+    mean: NDArray[np.float32] = (distributed.all_reduce_sum(sums) / int(count)).float().cpu().numpy()
+    if not np.isfinite(mean).all():
+        raise VitcodError(
+            "The importance of attention entries is not finite, so the weights or the images are broken, or "
+            "--precision float16 overflows; try --precision float32, else another checkpoint."
+        )
+    return mean
+
+
+def fisher_direction(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A random vector [B, classes] for each image with mean 0 and covariance diag(p) - p p^T.
+
+    Its product with a Jacobian of the logits has the Fisher information as its expected square. Signs
+    on sqrt(p) vary less than the score of a drawn label, which has the same covariance.
+
+    Args:
+        logits: float32 [B, classes]; p is their softmax.
+    """
+    p = logits.detach().softmax(dim=-1)
+    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
+    root = p.sqrt() * signs
+    return root - p * root.sum(dim=-1, keepdim=True)
+
+
+@contextmanager
+def _frozen(model: VisionTransformer) -> Iterator[None]:
+    """``model`` in eval mode and without gradients of its weights for the time of the block."""
+    training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
