@@ -22,9 +22,8 @@ def importance(make_map: MakeMap) -> np.ndarray:
     return (10 ** np.random.default_rng(3).uniform(-4, 0, shape)).astype(np.float32)
 
 
-def kept(attention: np.ndarray, importance: np.ndarray, sparsity: float, prefix: int) -> np.ndarray:
+def kept(score: np.ndarray, sparsity: float, prefix: int) -> np.ndarray:
     """By definition, entry by entry."""
-    score = (importance * attention).astype(np.float32)
     keep = np.zeros(score.shape, dtype=bool)
     for row in np.ndindex(score.shape[:3]):
         keep[(*row, int(score[row].argmax()))] = True
@@ -39,33 +38,31 @@ def kept(attention: np.ndarray, importance: np.ndarray, sparsity: float, prefix:
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.4, 0.7])
 @pytest.mark.parametrize("prefix", [0, 1, 2])
-def test_the_definition(make_map: MakeMap, importance: np.ndarray, sparsity: float, prefix: int) -> None:
-    found = allocated_mask(make_map(), importance, sparsity, prefix)
-    np.testing.assert_array_equal(found, kept(make_map(), importance, sparsity, prefix))
+def test_the_definition(importance: np.ndarray, sparsity: float, prefix: int) -> None:
+    found = allocated_mask(importance, sparsity, prefix)
+    np.testing.assert_array_equal(found, kept(importance, sparsity, prefix))
     assert np.count_nonzero(found) == round((1 - sparsity) * found.size)
 
 
-def test_the_first_of_equal_entries_are_kept(make_map: MakeMap) -> None:
-    flat = np.full_like(make_map(), 0.25)
-    found = allocated_mask(flat, np.ones_like(flat), 0.5, 1)
-    np.testing.assert_array_equal(found, kept(flat, np.ones_like(flat), 0.5, 1))
+def test_the_first_of_equal_entries_are_kept(importance: np.ndarray) -> None:
+    equal = np.ones_like(importance)
+    np.testing.assert_array_equal(allocated_mask(equal, 0.5, 1), kept(equal, 0.5, 1))
 
 
-def test_a_block_that_matters_more_keeps_more(make_map: MakeMap) -> None:
-    importance = np.ones_like(make_map())
-    importance[1] = 100
-    keep = allocated_mask(make_map(), importance, 0.6, 1)
+def test_a_block_that_matters_more_keeps_more(importance: np.ndarray) -> None:
+    importance[1] *= 100
+    keep = allocated_mask(importance, 0.6, 1)
     assert keep[1].mean() > 1.5 * keep[0].mean()
 
 
-def test_every_row_keeps_a_key_where_nothing_matters(make_map: MakeMap) -> None:
-    keep = allocated_mask(make_map(), np.zeros_like(make_map()), 1 - 1 / make_map().shape[-1], 0)
+def test_every_row_keeps_a_key_where_nothing_matters(importance: np.ndarray) -> None:
+    keep = allocated_mask(np.zeros_like(importance), 1 - 1 / importance.shape[-1], 0)
     assert (keep.sum(axis=-1) == 1).all()
 
 
-def test_a_sparsity_out_of_reach(make_map: MakeMap) -> None:
+def test_a_sparsity_out_of_reach(importance: np.ndarray) -> None:
     with pytest.raises(VitcodError, match=r"--sparsity 0\.99 can't be reached: .* leaves 0\.\d+ at most"):
-        allocated_mask(make_map(), np.ones_like(make_map()), 0.99, 1)
+        allocated_mask(importance, 0.99, 1)
 
 
 def test_the_mask_says_how_it_was_made(make_map: MakeMap, importance: np.ndarray) -> None:

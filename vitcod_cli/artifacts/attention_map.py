@@ -67,7 +67,8 @@ def _read_own(path: str | os.PathLike[str], flag: str) -> AttentionMap:
         shapes = [tensors[name].get_shape() for name in ("attention", "importance") if name in tensors]
         if important not in (None, "F32") or shapes != shapes[:1] * len(shapes):
             raise VitcodError(
-                f"{flag} {path}: importance is not like attention; make it again with vitcod dump-attn."
+                f"{flag} {path} holds an importance that is not like its attention; make it again with vitcod "
+                "dump-attn."
             )
         importance = None if important is None else handle.get_tensor("importance")
         return AttentionMap(

@@ -11,38 +11,31 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.sparsity.ranking import Keep
 
 
-def allocated_mask(
-    attention: NDArray[np.float32], importance: NDArray[np.float32], sparsity: float, num_prefix_tokens: int
-) -> Keep:
-    """Keep the entries with the largest importance x attention of the whole model.
-
-    ``importance`` is the damage that pruning an entry does while all others stay. Of a key with a
-    large probability it is too small (what its query gets is nearly that key's value already, and the
-    derivative is small with it), which the mean probability as a second factor makes up for.
+def allocated_mask(importance: NDArray[np.float32], sparsity: float, num_prefix_tokens: int) -> Keep:
+    """Keep the entries of the whole model that are worth most.
 
     Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the first is kept.
 
     Args:
-        attention: [L, H, N, N], the mean map. importance: of its shape, not negative.
+        importance: [L, H, N, N], the damage of pruning each entry; not negative.
         sparsity: share of pruned entries among all, prefix included; reached to the entry.
         num_prefix_tokens: tokens whose rows and columns are kept.
 
     Raises:
         VitcodError: if the entries that must be kept are more than this sparsity leaves.
     """
-    score = importance * attention
-    keep = np.zeros(score.shape, dtype=np.bool_)
-    np.put_along_axis(keep, score.argmax(axis=-1)[..., None], True, axis=-1)
+    keep = np.zeros(importance.shape, dtype=np.bool_)
+    np.put_along_axis(keep, importance.argmax(axis=-1)[..., None], True, axis=-1)
     keep[..., :num_prefix_tokens, :] = True
     keep[..., :, :num_prefix_tokens] = True
-    wanted = round((1 - sparsity) * score.size)
+    wanted = round((1 - sparsity) * keep.size)
     more = wanted - int(np.count_nonzero(keep))
     if more < 0:
         raise VitcodError(
             f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
             f"leaves {np.count_nonzero(~keep) / keep.size:.4f} at most."
         )
-    score[keep] = -1.0
+    score = np.where(keep, np.float32(-1), importance)
     _keep_largest_of_all(keep, score, more)
     return keep
 

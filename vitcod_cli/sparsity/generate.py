@@ -63,7 +63,7 @@ def _choose(
                 "again with vitcod dump-attn --importance-images 256."
             )
         sparsity = DEFAULT_SPARSITY if settings.sparsity is None else settings.sparsity
-        return allocated_mask(attention, importance, sparsity, protected), {}
+        return allocated_mask(importance, sparsity, protected), {}
     if settings.method == "info":
         if settings.info_cut is not None:
             return masks.info_mask(attention, settings.info_cut), {"info_cut": settings.info_cut}

@@ -1,10 +1,10 @@
 """How much the model's answer hangs on every entry of its attention: what ``gen-mask --allocate`` ranks.
 
-Without its key j, the query i of a head gets, to first order, o + p_ij (o - v_j) instead of o: the
-derivative of o by the logit s_ij, with the sign turned. So the squared derivative of the answer by
-s_ij is the damage that pruning the entry does, where the answer's distance is the divergence
-KL(p || p') between the class probabilities before and after: its second-order term is half of the
-Fisher information F = diag(p) - p p^T, in which no label occurs.
+Without its key j, a query gets o + (o - v_j) p_ij / (1 - p_ij) from a head instead of o, which is the
+derivative of o by the logit s_ij, over -(1 - p_ij). So the answer's squared derivative by s_ij, over
+(1 - p_ij)^2, is the damage that pruning the entry does. The answer's change is measured by the divergence
+KL(p || p') between the class probabilities before and after: to second order it is half of the change
+squared in the metric of the Fisher information F = diag(p) - p p^T, in which no label occurs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from vitcod_cli.model.build import attention_shape, attentions
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
+MIN_LEFT = 0.01
+"""Least probability that other keys are taken to have: where a query sees one key alone, what it would
+get without it is rounding."""
+
 
 def collect_importance(
     model: VisionTransformer,
@@ -33,7 +37,7 @@ def collect_importance(
     reporter: Reporter,
     batch_size: int = 32,
 ) -> NDArray[np.float32]:
-    """Mean over the images of all processes of the Fisher information of every attention logit.
+    """Mean over the images of all processes of twice the divergence that pruning each entry alone causes.
 
     An estimate: each image stands for the derivatives in one random direction whose covariance is F.
     Another number of processes draws other directions. The weights and the model's mode stay as they are.
@@ -48,10 +52,12 @@ def collect_importance(
     sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
 
     def observer(layer_sum: Tensor) -> Callable[[Tensor], None]:
-        def square(gradient: Tensor) -> None:
-            layer_sum.add_(gradient.float().square().sum(dim=0))
-
         def observe(logits: Tensor) -> None:
+            left = (1 - logits.detach().float().softmax(dim=-1)).clamp_min(MIN_LEFT)
+
+            def square(gradient: Tensor) -> None:
+                layer_sum.add_((gradient.float() / left).square().sum(dim=0))
+
             logits.register_hook(square)  # type: ignore[no-untyped-call]
 
         return observe
