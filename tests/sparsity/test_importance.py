@@ -14,10 +14,11 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attention_shape, attentions, build_model, set_keep_mask
+from vitcod_cli.model.build import attention_shape, attentions, build_model, keep_mask, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
-from vitcod_cli.sparsity.importance import collect_importance, fisher_direction
+from vitcod_cli.sparsity.allocation import allocated_mask
+from vitcod_cli.sparsity.importance import collect_importance, fisher_direction, pruning_damage
 
 CPU = Runtime(RuntimeSettings(), torch.device("cpu"), torch.float32)
 PREPROCESS = Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
@@ -74,7 +75,7 @@ def test_the_directions_have_the_covariance_of_the_fisher_information() -> None:
 def test_it_is_the_fisher_information_of_every_entry(model: VisionTransformer) -> None:
     images = pictures(600, same=True)
     exact = exact_importance(model, images.tensor(slice(0, 1))).numpy()
-    found = collect_importance(model, images, CPU, SilentReporter())
+    found = pruning_damage(model, images, CPU)
     assert found.shape == exact.shape
     assert np.abs(found - exact).max() < 0.1 * exact.max()
     assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.99
@@ -115,12 +116,12 @@ def test_pruned_entries_are_worth_nothing_and_bfloat16_agrees(model: VisionTrans
     keep = torch.rand(attention_shape(model), generator=torch.Generator().manual_seed(0)) < 0.5
     keep |= torch.eye(keep.shape[-1], dtype=torch.bool)
     set_keep_mask(model, keep)
-    found = collect_importance(model, pictures(8), CPU, SilentReporter())
+    found = pruning_damage(model, pictures(8), CPU)
     assert (found[~keep.numpy()] == 0).all()
     first = keep[0].numpy()  # of the last block only the class token is read
     assert (found[0][first] > 0).mean() > 0.9
     half = Runtime(RuntimeSettings(), torch.device("cpu"), torch.bfloat16)
-    rounded = collect_importance(model, pictures(8), half, SilentReporter())
+    rounded = pruning_damage(model, pictures(8), half)
     assert np.corrcoef(found.ravel(), rounded.ravel())[0, 1] > 0.9
 
 
@@ -128,4 +129,35 @@ def test_broken_weights_are_told(model: VisionTransformer) -> None:
     with torch.no_grad():
         model.blocks[1].attn.qkv.weight.fill_(float("nan"))
     with pytest.raises(VitcodError, match="importance of attention entries is not finite"):
-        collect_importance(model, pictures(2), CPU, SilentReporter())
+        pruning_damage(model, pictures(2), CPU)
+
+
+def test_with_one_round_the_order_is_the_damage(model: VisionTransformer) -> None:
+    damage = pruning_damage(model, pictures(8), CPU)
+    order = collect_importance(model, pictures(8), CPU, SilentReporter(), rounds=1)
+    assert sorted(order.ravel()) == pytest.approx(np.arange(order.size) / order.size)
+    assert (np.diff(damage.ravel()[order.argsort(axis=None)]) >= 0).all()
+
+
+def test_later_rounds_order_what_the_earlier_left(model: VisionTransformer) -> None:
+    """Half of the entries go by the first measurement; the second, without them, orders the others."""
+    once = collect_importance(model, pictures(8), CPU, SilentReporter(), rounds=1)
+    twice = collect_importance(model, pictures(8), CPU, SilentReporter(), rounds=2)
+    half = allocated_mask(pruning_damage(model, pictures(8), CPU), 0.5, model.num_prefix_tokens)
+    np.testing.assert_array_equal(twice[~half].argsort(kind="stable"), once[~half].argsort(kind="stable"))
+    assert twice[half].min() > twice[~half].max()
+    set_keep_mask(model, torch.from_numpy(half))
+    again = pruning_damage(model, pictures(8), CPU, seed=1)
+    assert (np.diff(again[half][twice[half].argsort()]) >= 0).all()
+    assert (once[half].argsort() != twice[half].argsort()).any()
+
+
+def test_a_mask_of_the_model_stays_and_what_it_prunes_is_worth_least(model: VisionTransformer) -> None:
+    keep = torch.rand(attention_shape(model), generator=torch.Generator().manual_seed(0)) < 0.6
+    keep |= torch.eye(keep.shape[-1], dtype=torch.bool)
+    set_keep_mask(model, keep)
+    order = collect_importance(model, pictures(4), CPU, SilentReporter())
+    assert order[~keep.numpy()].max() < order[keep.numpy()].min()
+    found = keep_mask(model)
+    assert found is not None
+    assert torch.equal(found, keep)

@@ -10,24 +10,23 @@ from numpy.typing import NDArray
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.sparsity.ranking import Keep
 
+Importance = NDArray[np.floating[Any]]
 
-def allocated_mask(importance: NDArray[np.float32], sparsity: float, num_prefix_tokens: int) -> Keep:
+
+def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: int) -> Keep:
     """Keep the entries of the whole model that are worth most.
 
     Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the first is kept.
 
     Args:
-        importance: [L, H, N, N], the damage of pruning each entry; not negative.
+        importance: [L, H, N, N], larger for an entry that is worth more.
         sparsity: share of pruned entries among all, prefix included; reached to the entry.
         num_prefix_tokens: tokens whose rows and columns are kept.
 
     Raises:
         VitcodError: if the entries that must be kept are more than this sparsity leaves.
     """
-    keep = np.zeros(importance.shape, dtype=np.bool_)
-    np.put_along_axis(keep, importance.argmax(axis=-1)[..., None], True, axis=-1)
-    keep[..., :num_prefix_tokens, :] = True
-    keep[..., :, :num_prefix_tokens] = True
+    keep = necessary_entries(importance, num_prefix_tokens)
     wanted = round((1 - sparsity) * keep.size)
     more = wanted - int(np.count_nonzero(keep))
     if more < 0:
@@ -35,8 +34,17 @@ def allocated_mask(importance: NDArray[np.float32], sparsity: float, num_prefix_
             f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
             f"leaves {np.count_nonzero(~keep) / keep.size:.4f} at most."
         )
-    score = np.where(keep, np.float32(-1), importance)
+    score = np.where(keep, -np.inf, importance)
     _keep_largest_of_all(keep, score, more)
+    return keep
+
+
+def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
+    """What every mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
+    keep = np.zeros(importance.shape, dtype=np.bool_)
+    np.put_along_axis(keep, importance.argmax(axis=-1)[..., None], True, axis=-1)
+    keep[..., :num_prefix_tokens, :] = True
+    keep[..., :, :num_prefix_tokens] = True
     return keep
 
 

@@ -1,10 +1,13 @@
-"""How much the model's answer hangs on every entry of its attention: what ``gen-mask --allocate`` ranks.
+"""Which entries of the attention are worth most to the model: what ``gen-mask --allocate`` ranks.
 
 Without its key j, a query gets o + (o - v_j) p_ij / (1 - p_ij) from a head instead of o, which is the
 derivative of o by the logit s_ij, over -(1 - p_ij). So the answer's squared derivative by s_ij, over
 (1 - p_ij)^2, is the damage that pruning the entry does. The answer's change is measured by the divergence
 KL(p || p') between the class probabilities before and after: to second order it is half of the change
 squared in the metric of the Fisher information F = diag(p) - p p^T, in which no label occurs.
+
+The damage of pruning many entries is not the sum of theirs: keys stand in for each other. So it is measured
+in rounds, each under a mask that leaves half of the entries that the one before it left.
 """
 
 from __future__ import annotations
@@ -21,13 +24,18 @@ from torch import Tensor
 from vitcod_cli import distributed
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attention_shape, attentions
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.model.build import attention_shape, attentions, clear_keep_mask, keep_mask, set_keep_mask
+from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
+from vitcod_cli.sparsity.allocation import allocated_mask, necessary_entries
 
 MIN_LEFT = 0.01
 """Least probability that other keys are taken to have: where a query sees one key alone, what it would
 get without it is rounding."""
+
+
+ROUNDS = 5
+"""The first sees all entries, the last a sixteenth of them."""
 
 
 def collect_importance(
@@ -35,15 +43,57 @@ def collect_importance(
     images: CalibrationImages,
     runtime: Runtime,
     reporter: Reporter,
-    batch_size: int = 32,
+    rounds: int = ROUNDS,
 ) -> NDArray[np.float32]:
-    """Mean over the images of all processes of twice the divergence that pruning each entry alone causes.
+    """The order in which entries are worth keeping, over all blocks and heads together.
 
-    An estimate: each image stands for the derivatives in one random direction whose covariance is F.
-    Another number of processes draws other directions. The weights and the model's mode stay as they are.
+    Weights, mask and mode of the model stay as they are. Another number of processes draws other
+    directions (:func:`fisher_direction`), so its order is a little different.
 
     Returns:
-        float32 [L, H, N, N], not negative; 0 where a mask of the model prunes.
+        float32 [L, H, N, N]: the share of all entries that are worth less than this one, 0 to 1.
+
+    Raises:
+        VitcodError: if the model yields values that are not finite.
+    """
+    given, prefix = keep_mask(model), model.num_prefix_tokens
+    keep = np.ones(attention_shape(model), dtype=np.bool_) if given is None else given.numpy()
+    worth = np.where(keep, 0.0, -1.0)
+    try:
+        with reporter.progress("importance", rounds * len(images)) as progress:
+            for number in range(rounds):
+                damage = pruning_damage(model, images, runtime, progress, seed=number)
+                # Whatever is left now is worth more than what went before.
+                worth = np.where(keep, damage + worth.max(), worth)
+                sparsity = 1 - 0.5 ** (number + 1)
+                if np.count_nonzero(necessary_entries(worth, prefix)) > (1 - sparsity) * worth.size:
+                    break
+                keep = keep & allocated_mask(worth, sparsity, prefix)
+                set_keep_mask(model, torch.from_numpy(keep))
+    finally:
+        clear_keep_mask(model)
+        if given is not None:
+            set_keep_mask(model, given)
+    order = np.empty(worth.size, dtype=np.float32)
+    order[worth.argsort(axis=None, kind="stable")] = np.arange(worth.size) / worth.size
+    return order.reshape(worth.shape)
+
+
+def pruning_damage(
+    model: VisionTransformer,
+    images: CalibrationImages,
+    runtime: Runtime,
+    progress: Progress | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> NDArray[np.float64]:
+    """Mean over the images of all processes of twice the divergence that pruning an entry alone causes.
+
+    An estimate: each image stands for the derivatives in one random direction whose covariance is F.
+
+    Returns:
+        float64 [L, H, N, N], not negative; 0 where a mask of the model prunes.
 
     Raises:
         VitcodError: if a value is not finite.
@@ -62,8 +112,9 @@ def collect_importance(
 
         return observe
 
-    generator = torch.Generator().manual_seed(runtime.settings.seed * 1_000_003 + distributed.rank())
-    with _frozen(model), reporter.progress("importance", len(images)) as progress:
+    entropy = (runtime.settings.seed * 1_000_003 + seed) * 1009 + distributed.rank()
+    generator = torch.Generator().manual_seed(entropy)
+    with _frozen(model):
         try:
             for layer, layer_sum in zip(layers, sums, strict=True):
                 layer.logit_observer = observer(layer_sum)
@@ -71,12 +122,13 @@ def collect_importance(
                 with torch.enable_grad(), runtime.autocast():
                     logits = model(runtime.place(batch).requires_grad_()).float()
                 (fisher_direction(logits, generator) * logits).sum().backward()
-                progress.advance(len(batch))
+                if progress is not None:
+                    progress.advance(len(batch))
         finally:
             for layer in layers:
                 layer.logit_observer = None
     count = distributed.all_reduce_sum(torch.tensor(len(images), dtype=torch.int64, device=runtime.device))
-    mean: NDArray[np.float32] = (distributed.all_reduce_sum(sums) / int(count)).float().cpu().numpy()
+    mean: NDArray[np.float64] = (distributed.all_reduce_sum(sums) / int(count)).cpu().numpy()
     if not np.isfinite(mean).all():
         raise VitcodError(
             "The importance of attention entries is not finite, so the weights or the images are broken, or "
