@@ -29,9 +29,9 @@ class Row:
 
     stage: str
     seed: int
-    acc1: float
-    loss: float
-    seconds: float | None
+    acc1: float | None
+    loss: float | None
+    seconds: float
     command: str
 
 
@@ -68,18 +68,17 @@ class Minutes:
         self.add(stage, "finetune-lowrank", *start, *words, *run)
         return out / "last.safetensors"
 
-    def sparse(self, low_rank: Path, attention: Path, sparsity: float) -> None:
-        """Mask the low-rank model, cold and calibrated."""
-        percent = f"{sparsity:.0%}"
-        mask = self.folder / f"info_{sparsity:.2f}.safetensors"
-        self.type("gen-mask", "--attn-map", str(attention), "--sparsity", str(sparsity), "--output", str(mask),
-                  "--overwrite")  # fmt: skip
-        self.add(
-            f"info mask at {percent}, no training", "eval", "--checkpoint", str(low_rank), "--mask", str(mask)
-        )
-        run = ["--epochs", "0", "--overwrite", "--output-dir", str(self.folder / f"sparse{sparsity:.2f}")]
-        words = ["--init-from", str(low_rank), "--mask", str(mask), "--distill-from", self.options.checkpoint]
-        self.add(f"+ block-wise calibration ({percent})", "finetune-sparse", *words, *run)
+    def sparse(self, low_rank: Path, attention: Path, sparsity: float, mask: str, *words: str) -> None:
+        """Mask the low-rank model, cold and calibrated; ``words`` go to gen-mask."""
+        percent, name = f"{sparsity:.0%}", f"{mask}_{sparsity:.2f}"
+        file = self.folder / f"{name}.safetensors"
+        made = ("gen-mask", "--attn-map", str(attention), "--sparsity", str(sparsity), *words)
+        self.type(*made, "--output", str(file), "--overwrite")
+        cold = ("eval", "--checkpoint", str(low_rank), "--mask", str(file))
+        self.add(f"{mask} mask at {percent}, no training", *cold)
+        run = ["--epochs", "0", "--overwrite", "--output-dir", str(self.folder / name)]
+        start = ["--init-from", str(low_rank), "--mask", str(file), "--distill-from", self.options.checkpoint]
+        self.add(f"+ block-wise calibration ({mask}, {percent})", "finetune-sparse", *start, *run)
 
     def run(self) -> None:
         """All stages, in the order of the table."""
@@ -91,9 +90,16 @@ class Minutes:
         self.low_rank("+ fit to the logits", "aligned", *no_steps)
         best = self.low_rank("+ block-wise calibration", "calibrated")
         attention = self.folder / "attention.safetensors"
-        self.type("dump-attn", "--checkpoint", str(best), "--output", str(attention), "--overwrite", *self.common)
+        self.dump(best, attention)
         for sparsity in self.options.sparsity:
-            self.sparse(best, attention, sparsity)
+            self.sparse(best, attention, sparsity, "info")
+            self.sparse(best, attention, sparsity, "allocated", "--allocate")
+
+    def dump(self, low_rank: Path, attention: Path) -> None:
+        """The attention map, with the importance of its entries."""
+        words = ("dump-attn", "--checkpoint", str(low_rank), "--output", str(attention), "--overwrite")
+        _, seconds, shown = self.type(*words, "--importance-images", "256", *self.common)
+        self.rows.append(Row("attention map and importance", self.seed, None, None, seconds, shown))
 
 
 def main() -> None:
@@ -115,7 +121,8 @@ def main() -> None:
         rows += stages.rows
     table = Table("stage", "seed", "Acc@1", "loss", "seconds")
     for row in rows:
-        table.add_row(row.stage, str(row.seed), f"{row.acc1:.1f}", f"{row.loss:.3f}", f"{row.seconds:.0f}")
+        figures = ("", "") if row.acc1 is None else (f"{row.acc1:.1f}", f"{row.loss:.3f}")
+        table.add_row(row.stage, str(row.seed), *figures, f"{row.seconds:.0f}")
     Console(width=90).print(table)
     path = Path(options.output_dir) / "rows.json"
     path.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n")

@@ -19,7 +19,7 @@ MODEL = "vit_tiny_patch16_224 --img-size 32 --model-kwargs patch_size=4 embed_di
 DIGITS = "--dataset digits --batch-size 32 --threads 1"  # a model this small gains nothing from a second
 # Digits have one way up and are few: the recipe for ImageNet is not for them.
 RECIPE = "--no-aug --mixup 0 --cutmix 0 --smoothing 0 --drop-path 0 --no-repeated-aug --no-model-ema --unscale-lr"
-CALIBRATION = "--calibrate-steps 50 --calibrate-crops 1"
+CALIBRATION = "--calibrate-steps 50 --calibrate-images 256 --calibrate-crops 1 --calibrate-batch-size 32"
 SPARSITIES = (50, 80, 90)
 
 

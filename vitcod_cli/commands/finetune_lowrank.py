@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitcod_cli.artifacts.run_directory import OutputSettings
-from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.calibration.settings import LowRankCalibrationSettings
 from vitcod_cli.commands.common import InitFromOption, JsonOption
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
@@ -23,7 +23,7 @@ def finetune_lowrank(
     *,
     init_from: InitFromOption = None,
     lowrank: LowRankSettings,
-    calibration: CalibrationSettings,
+    calibration: LowRankCalibrationSettings,
     model: ModelSettings,
     data: DataSettings,
     augmentation: AugmentationSettings,
