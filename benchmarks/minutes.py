@@ -52,7 +52,7 @@ class Minutes:
         print(f"$ {shown}", file=sys.stderr, flush=True)
         started = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return json.loads(done.stdout.strip().splitlines()[-1]), time.perf_counter() - started, shown
+        return json.loads(done.stdout), time.perf_counter() - started, shown
 
     def add(self, stage: str, *words: str) -> None:
         """Run a command that ends in an evaluation, as a row of the table."""
