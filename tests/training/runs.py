@@ -21,7 +21,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what depends on the machine's mood."""
-    measured = ("seconds", "images_per_second", "memory_mb")
+    measured = ("seconds", "images_per_second", "memory_mb", "loader_share")
     return [{key: value for key, value in line.items() if key not in measured} for line in metrics(folder)]
 
 

@@ -51,6 +51,7 @@ def evaluate(
     from vitcod_cli.commands.console import console, print_json, print_result
     from vitcod_cli.data.datasets import open_dataset
     from vitcod_cli.data.loaders import eval_loader
+    from vitcod_cli.data.waiting import Waiting
     from vitcod_cli.model.build import fold_auto_encoders
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
@@ -61,16 +62,19 @@ def evaluate(
         network = load_model(model, checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
         fold_auto_encoders(network)
         images = open_dataset(data, split, num_classes=network.num_classes, reporter=reporter)
-        loader = eval_loader(
-            images,
-            preprocess_of(network, data),
-            batch_size=batch_size,
-            workers=data.workers,
-            device=place.device,
-            reporter=reporter,
+        loader = Waiting(
+            eval_loader(
+                images,
+                preprocess_of(network, data),
+                batch_size=batch_size,
+                workers=data.workers,
+                device=place.device,
+                reporter=reporter,
+            )
         )
         result = measure(place.compiled(place.prepare(network)), loader, place, reporter)
+    reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     if json:
-        print_json(result.to_dict())
+        print_json({**result.to_dict(), "loader_share": loader.share})
     else:
         print_result(result.line())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.run_directory import METRICS, RunDirectory
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader
+from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
@@ -101,26 +102,28 @@ class Loop:
         name = f"epoch {epoch + 1}/{self.recipe.total_epochs}"
         start = time.monotonic()
         self.trained.model.train()
+        waited = 0.0
         if not self.position.trained and images:
             with (
                 recording_reconstruction(self.trained.model, self.recipe.recon_weight > 0),
                 self.reporter.progress(name, total=images, unit="images") as progress,
             ):
-                self._steps(progress, lr)
+                waited = self._steps(progress, lr)
         self.runtime.synchronize()
         seconds = time.monotonic() - start
         speed = (self.position.step - before) * batch / seconds
         # Before the evaluation: from here on, an interruption costs no training.
         self.keeper.save(self.position)
-        return {"lr": lr, "seconds": seconds, "images_per_second": speed}
+        return {"lr": lr, "seconds": seconds, "images_per_second": speed, "loader_share": waited}
 
-    def _steps(self, progress: Progress, lr: float) -> None:
-        """Steps to the end of the epoch, or to ``--max-steps``."""
+    def _steps(self, progress: Progress, lr: float) -> float:
+        """Steps to the end of the epoch, or to ``--max-steps``; the share of time they waited for images."""
         self.train.set_epoch(self.position.epoch, self.position.step * self.recipe.accumulate_steps)
-        batches = iter(self.train)
+        waiting = Waiting(self.train)
+        batches = iter(waiting)
         for step in range(self.position.step, self.steps_per_epoch):
             if self._enough:
-                return
+                break
             indices: list[Tensor] = []
             outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
             self._count(outcome, step, indices)
@@ -130,6 +133,7 @@ class Loop:
             if asked.interrupted or asked.terminated:
                 self._stop(interrupted=asked.interrupted)
             self.keeper.save_if_due(self.position)
+        return waiting.share
 
     def _next(self, batches: Iterator[Batch], indices: list[Tensor]) -> Iterator[Batch]:
         """The batches of one step; leaves behind which images they hold."""
