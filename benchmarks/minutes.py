@@ -22,6 +22,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+MASKS = {"info": (), "allocated": ("--allocate",)}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -92,8 +94,8 @@ class Minutes:
         attention = self.folder / "attention.safetensors"
         self.dump(best, attention)
         for sparsity in self.options.sparsity:
-            self.sparse(best, attention, sparsity, "info")
-            self.sparse(best, attention, sparsity, "allocated", "--allocate")
+            for mask in self.options.masks:
+                self.sparse(best, attention, sparsity, mask, *MASKS[mask])
 
     def dump(self, low_rank: Path, attention: Path) -> None:
         """The attention map, with the importance of its entries."""
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95])
+    parser.add_argument("--masks", choices=list(MASKS), nargs="+", default=list(MASKS))
     options = parser.parse_args()
 
     rows: list[Row] = []

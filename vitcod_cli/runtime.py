@@ -32,7 +32,9 @@ class RuntimeSettings(Settings):
 
     device: str = setting("auto", "Device: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32."
+        "auto",
+        "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32. On a CPU, bfloat16 "
+        "pays where it has AMX, and is slow elsewhere.",
     )
     seed: int = setting(0, "Seed of everything random.", minimum=0)
     deterministic: bool = setting(False, "Only algorithms that give the same bits every time.")
