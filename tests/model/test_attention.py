@@ -82,23 +82,29 @@ def test_every_path_is_the_definition(kind: str, svd_type: SvdType, masked: bool
     torch.testing.assert_close(layer.attention_sum, probabilities.sum(0), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("masked", "batch"), list(product((False, True), (1, 5))))
-def test_the_path_that_trains_is_the_fused_one(masked: bool, batch: int) -> None:
+PRECISIONS = ((torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.05, 0.02))
+
+
+@pytest.mark.parametrize(("masked", "batch", "precision"), list(product((False, True), (1, 5), PRECISIONS)))
+def test_the_path_that_trains_is_the_fused_one(
+    masked: bool, batch: int, precision: tuple[torch.dtype, float, float]
+) -> None:
     """Output and gradients, at an odd number of tokens and a batch of one, too."""
     model = random_model(config_of("class token"))
     if masked:
         set_keep_mask(model, random_keep(model))
     layer = first(model)
+    dtype, rtol, atol = precision
     inputs = [torch.randn(batch, 3, 17, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     fused = F.scaled_dot_product_attention
     results = []
     for attend in (layer.attend, lambda q, k, v: fused(q, k, v, attn_mask=layer.keep)):
-        leaves = [x.clone().requires_grad_() for x in inputs]
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in inputs]
         output = attend(*leaves)
         output.square().sum().backward()
         results.append([output.detach(), *(leaf.grad for leaf in leaves)])
     for mine, expected in zip(*results, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine, expected, rtol=rtol, atol=atol)
 
 
 @torch.no_grad()
