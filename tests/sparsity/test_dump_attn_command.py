@@ -113,7 +113,7 @@ def test_what_is_missing_is_named(cli: Cli, checkpoint: Path, image_folder: Path
 def test_two_processes_give_the_same_map(
     run_cli: Callable[..., CompletedProcess[str]], cli: Cli, checkpoint: Path, image_folder: Path
 ) -> None:
-    words = (*WORDS, checkpoint, "--data-path", image_folder, "--split", "val")
+    words = (*WORDS, checkpoint, "--data-path", image_folder, "--split", "val", "--importance-images", "13")
     assert cli(*words, "--output", "one").code == 0
     result = run_cli(*words, "--output", "two", "--nproc-per-node", "2", timeout=300)
     assert result.returncode == 0, result.stderr
@@ -121,3 +121,8 @@ def test_two_processes_give_the_same_map(
     one, two = (read_attention_map(checkpoint.parent / name) for name in ("one", "two"))
     assert one.num_images == two.num_images == 13
     np.testing.assert_allclose(two.attention, one.attention, rtol=0, atol=1e-6)
+    # Their random directions are others, so the order is alike, not equal.
+    orders = [found.importance.ravel() for found in (one, two) if found.importance is not None]
+    assert np.corrcoef(orders)[0, 1] > 0.8
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(order.size, dtype=np.float32) / order.size)
