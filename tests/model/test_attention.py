@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.auto_encoder import compressed_heads, projections
+from vitcod_cli.model.auto_encoder import Reconstruction, compressed_heads, projections
 from vitcod_cli.model.build import attention_shape, attentions, fold_auto_encoders, set_keep_mask
 
 torch.set_num_threads(1)
@@ -80,6 +80,31 @@ def test_every_path_is_the_definition(kind: str, svd_type: SvdType, masked: bool
     layer.attention_sum = torch.zeros(probabilities.shape[1:], dtype=torch.float64)
     torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(layer.attention_sum, probabilities.sum(0), rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradients_of_a_reconstruction() -> None:
+    """Against finite differences, with both outputs used, for q as a view into qkv."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 5, 3, 4, 2, generator=generator, dtype=torch.float64)
+    m, b = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 4), (4,)))
+
+    def reconstruct(qkv: Tensor, m: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        q = qkv.permute(2, 0, 3, 1, 4)[0]
+        x_hat, norm = Reconstruction.apply(q, m, b)
+        torch.testing.assert_close(x_hat, torch.einsum("gh,bhnd->bgnd", m, q) + b[:, None, None])
+        torch.testing.assert_close(norm, (q - x_hat).pow(2).sum().sqrt())
+        return x_hat, norm
+
+    assert torch.autograd.gradcheck(reconstruct, [x.requires_grad_() for x in (qkv, m, b)])
+
+
+def test_a_perfect_reconstruction_has_a_gradient_of_zero() -> None:
+    q = torch.randn(1, 3, 4, 2, requires_grad=True)
+    _, norm = Reconstruction.apply(q, torch.eye(3), torch.zeros(3))
+    norm.backward()
+    assert norm.item() == 0
+    assert q.grad is not None
+    assert (q.grad == 0).all()
 
 
 PRECISIONS = ((torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.05, 0.02))

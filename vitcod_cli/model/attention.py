@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.model.auto_encoder import (
+    Reconstruction,
     accurate_dtype,
     compressed_heads,
     fold_rows,
@@ -109,16 +110,13 @@ class SparseLowRankAttention(Attention):
         if pair is None:
             return x
         m, b = head_map(*pair)
-        flat = x.flatten(2)  # [B, H, N*d]
         with torch.autocast(x.device.type, enabled=False):
-            dtype = accurate_dtype(x)
-            x_hat = torch.baddbmm(b.to(dtype)[None, :, None], m.to(dtype).expand(len(x), -1, -1), flat.to(dtype))
-            if self.record_reconstruction:
-                error = torch.linalg.vector_norm(flat.to(dtype) - x_hat)
-                self.reconstruction_loss = (
-                    error if self.reconstruction_loss is None else self.reconstruction_loss + error
-                )
-        return x_hat.to(x.dtype).view(x.shape)
+            x_hat: Tensor
+            x_hat, error = Reconstruction.apply(x, m, b)
+        if self.record_reconstruction:
+            recorded = self.reconstruction_loss
+            self.reconstruction_loss = error if recorded is None else recorded + error
+        return x_hat
 
     # -- forward ------------------------------------------------------------------------------
 

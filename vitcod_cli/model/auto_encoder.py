@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vitcod_cli.artifacts.model_config import SvdType
 
@@ -65,3 +67,38 @@ def fold_rows(weight: Tensor, bias: Tensor | None, m: Tensor, b: Tensor) -> tupl
     if bias is not None:
         shift = shift + (m @ bias.to(dtype).reshape(num_heads, head_dim)).reshape(-1)
     return folded, shift
+
+
+class Reconstruction(torch.autograd.Function):
+    """x_hat = M x + b over heads, with the norm of x - x_hat; remembers ``x`` alone.
+
+    Left to autograd, a training step would keep float32 copies of Q and K, of their reconstructions and of
+    the differences for every block; here the backward pass computes them again, which is cheap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, m: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x [B, H, N, d], m [H, H] and b [H]: x_hat like ``x``, and ||x - x_hat||_2 in the dtype of ``m``."""
+        flat, x_hat = _reconstruct(x, m, b)
+        norm = torch.linalg.vector_norm(flat - x_hat)
+        ctx.save_for_backward(x, m, b, norm)
+        return x_hat.to(x.dtype).view(x.shape), norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_hat: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, m and b; that of a norm of 0 is 0, as torch has it."""
+        x, m, b, norm = ctx.saved_tensors
+        flat, x_hat = _reconstruct(x, m, b)
+        scale = torch.where(norm > 0, grad_norm / norm, 0.0)
+        pull = torch.sub(flat, x_hat, out=x_hat).mul_(scale)  # the gradient of the norm by x
+        grad = grad_hat.to(m.dtype).flatten(2) - pull  # that of both outputs by x_hat
+        grad_x = torch.baddbmm(pull, m.T.expand(len(x), -1, -1), grad)
+        grad_m = torch.bmm(grad, flat.transpose(1, 2)).sum(dim=0)
+        return grad_x.to(x.dtype).view(x.shape), grad_m, grad.sum(dim=(0, 2))
+
+
+def _reconstruct(x: Tensor, m: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """x and M x + b, both [B, H, N*d] in the dtype of ``m``."""
+    flat = x.to(m.dtype).flatten(2)
+    return flat, torch.baddbmm(b[None, :, None], m.expand(len(x), -1, -1), flat)
