@@ -44,7 +44,7 @@ class AttentionSettings(Settings):
     importance_images: int = setting(
         0,
         "Images to measure on how much the model's answer hangs on every entry, for gen-mask --allocate; 256 "
-        "will do. Takes three times as long an image; needs no labels.",
+        "will do. Takes as long as evaluating 15 times as many; needs no labels.",
         panel="Data",
         metavar="N",
         minimum=0,
