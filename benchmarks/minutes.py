@@ -80,6 +80,10 @@ class Minutes:
         self.add(f"{mask} mask at {percent}, no training", *cold)
         run = ["--epochs", "0", "--overwrite", "--output-dir", str(self.folder / name)]
         start = ["--init-from", str(low_rank), "--mask", str(file), "--distill-from", self.options.checkpoint]
+        if self.options.calibrate_steps is not None:
+            run += ["--calibrate-steps", str(self.options.calibrate_steps)]
+        if self.options.calibrate_crops is not None:
+            run += ["--calibrate-crops", str(self.options.calibrate_crops)]
         self.add(f"+ block-wise calibration ({mask}, {percent})", "finetune-sparse", *start, *run)
 
     def run(self) -> None:
@@ -114,6 +118,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95])
+    parser.add_argument("--calibrate-steps", type=int, help="of finetune-sparse, instead of its default")
+    parser.add_argument("--calibrate-crops", type=int, help="of finetune-sparse, instead of its default")
     parser.add_argument("--masks", choices=list(MASKS), nargs="+", default=list(MASKS))
     options = parser.parse_args()
 

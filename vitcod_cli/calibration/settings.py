@@ -15,10 +15,10 @@ setting = partial(_setting, panel="Calibration")
 class CalibrationSettings(Settings):
     """How block after block is fitted to the dense model, on a few images and without labels."""
 
-    calibrate_steps: int = setting(400, "Calibration steps for each block; 0 leaves calibration out.", minimum=0)
+    calibrate_steps: int = setting(240, "Calibration steps for each block; 0 leaves calibration out.", minimum=0)
     calibrate_images: int = setting(512, "Training images that calibration looks at.", minimum=1)
     calibrate_crops: int = setting(
-        2, "Views of each of these images: the evaluation crop, and random crops.", minimum=1
+        3, "Views of each of these images: the evaluation crop, and random crops.", minimum=1
     )
     calibrate_batch_size: int = setting(8, "Images of a calibration step, over all processes.", minimum=1)
     calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", minimum=0)
