@@ -75,6 +75,6 @@ def evaluate(
         result = measure(place.compiled(place.prepare(network)), loader, place, reporter)
     reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     if json:
-        print_json({**result.to_dict(), "loader_share": loader.share})
+        print_json(result.to_dict())
     else:
         print_result(result.line())
