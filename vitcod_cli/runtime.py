@@ -5,9 +5,10 @@ torch is imported inside the functions, so that the settings can be shown by ``-
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -119,6 +120,8 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
+    else:
+        _keep_freed_memory()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -131,6 +134,19 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next batch; elsewhere, nothing.
+
+    By default it returns large blocks to the system at once, which then has to clear the same pages for every
+    layer: a tenth of a forward pass and more (docs/benchmarks.md).
+    """
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
 
 
 def _make_deterministic(device: torch.device) -> None:

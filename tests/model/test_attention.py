@@ -12,10 +12,14 @@ from small_models import KINDS, collect, config_of, first, random_keep, random_m
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import vitcod_cli.model.attention as attention
+import vitcod_cli.model.explicit_attention as explicit_attention
 from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import Reconstruction, compressed_heads, projections
 from vitcod_cli.model.build import attention_shape, attentions, fold_auto_encoders, set_keep_mask
+from vitcod_cli.model.explicit_attention import ExplicitAttention
+from vitcod_cli.model.planned_attention import additive_mask
 
 torch.set_num_threads(1)
 
@@ -105,6 +109,39 @@ def test_a_perfect_reconstruction_has_a_gradient_of_zero() -> None:
     assert norm.item() == 0
     assert q.grad is not None
     assert (q.grad == 0).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradients_of_explicit_attention(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against finite differences, in slices of the batch, for q, k and v as views into qkv."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 5, 3, 2, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    keep = (torch.rand(2, 5, 5, generator=generator) < 0.5) | torch.eye(5, dtype=torch.bool)
+    mask = additive_mask(keep, torch.float64) if masked else None
+    monkeypatch.setattr(explicit_attention, "SLICE_BYTES", 2 * 2 * 5 * 5 * 8)  # two images, then one
+
+    def attend(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        output: Tensor = ExplicitAttention.apply(q, k, v, mask)
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-12)
+        return output
+
+    assert torch.autograd.gradcheck(attend, [qkv])
+
+
+def test_training_in_half_precision_on_a_cpu_keeps_no_probabilities(images: Tensor) -> None:
+    """What the backward pass of a step remembers has no [B, H, N, N] in it."""
+    model = random_model(config_of("class token", svd_type="mix_head_fc_qk")).train()
+    set_keep_mask(model, random_keep(model))
+    kept: list[torch.Size] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda x: [kept.append(x.shape), x][1], lambda x: x),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model(images).square().sum().backward()
+    assert any(shape[-2:] == (17, 8) for shape in kept)
+    assert not any(shape[-2:] == (17, 17) and len(shape) == 4 for shape in kept)
 
 
 PRECISIONS = ((torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.05, 0.02))
@@ -217,11 +254,15 @@ def test_attention_map_rows_sum_to_one_and_pruned_keys_get_nothing(kind: str, im
 
 
 @torch.no_grad()
-def test_attention_sums_over_batches_and_slices() -> None:
-    """More images than the explicit path takes at once, in one batch or in several."""
+def test_attention_sums_over_batches_and_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More queries than the explicit path takes at once, in one batch or in several."""
+    monkeypatch.setattr(attention, "COLLECTED_BYTES", 37 * 3 * 17 * 4 * 3)  # three rows of all images
     model = random_model(config_of("class token"))
+    set_keep_mask(model, random_keep(model))
     images = torch.randn(37, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    _, whole = collect(model, images)
+    fused = model(images)
+    logits, whole = collect(model, images)
+    torch.testing.assert_close(logits, fused, rtol=1e-5, atol=1e-5)
     parts = [collect(model, part)[1] * len(part) for part in images.split([1, 30, 6])]
     torch.testing.assert_close(whole, torch.stack(parts).sum(0) / 37, rtol=1e-6, atol=1e-8)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import random
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,3 +120,21 @@ def test_figures_go_to_the_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train(tmp_path / "run", log_to="wandb", epochs=3, resume=True)
     assert runs[1].arguments["id"] == runs[0].arguments["id"]
     assert [step for step, _ in runs[1].logged] == [3]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_kept_for_the_next_batch(tmp_path: Path) -> None:
+    """Else every large tensor is made of fresh pages, which the system has to clear."""
+    script = tmp_path / "faults.py"
+    script.write_text(
+        "import resource, torch\n"
+        "from vitcod_cli.runtime import RuntimeSettings, start\n"
+        "with start(RuntimeSettings(device='cpu')):\n"
+        "    for step in range(6):\n"
+        "        torch.zeros(2**24), torch.zeros(2**22)\n"
+        "        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "        print(faults)\n"
+    )
+    out = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    faults = [int(line) for line in out.split()]
+    assert faults[-1] - faults[1] < 1000  # 5 x 80 MiB are 100,000 pages

@@ -115,7 +115,7 @@ def measure(
     modes: list[Mode] = ["forward", "training"] if settings.training else ["forward"]
     for mode in modes:
         ready = {
-            name: runtime.compiled(for_inference(model) if mode == "forward" else model)
+            name: runtime.compiled(for_inference(model, runtime.dtype) if mode == "forward" else model)
             for name, model in models.items()
         }
         for batch_size in settings.batch_sizes:

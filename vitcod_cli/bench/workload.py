@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from vitcod_cli.model.build import (
     attentions,
     clear_keep_mask,
-    fold_auto_encoders,
     input_channels,
     model_config,
     plain_model,
+    prepare_inference,
 )
 from vitcod_cli.runtime import Runtime
 
@@ -95,18 +95,24 @@ def training_step(
         forget()
 
 
-def for_inference(model: VisionTransformer) -> VisionTransformer:
-    """What ``eval`` runs: a copy whose auto-encoders are folded away, or ``model`` itself without any."""
-    if all(layer.svd_type == "none" for layer in attentions(model)):
+def for_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> VisionTransformer:
+    """What ``eval`` runs: ``model`` itself, or a copy of folded auto-encoders and prepared masks.
+
+    The copy shares those weights that nothing is folded into.
+
+    Args:
+        dtype: what attention is computed in.
+    """
+    if all(layer.svd_type == "none" and layer.keep is None for layer in attentions(model)):
         return model
-    folded = copy.deepcopy(model)
-    fold_auto_encoders(folded)
-    return folded
+    ready = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    prepare_inference(ready, dtype)
+    return ready
 
 
 def make_optimizer(model: nn.Module) -> Optimizer:
     """The optimizer of fine-tuning, at the sparse step's learning rate."""
-    return create_optimizer_v2(model, opt="adamw", lr=1e-5, weight_decay=1e-8, eps=1e-8)
+    return create_optimizer_v2(model, opt="adamw", lr=1e-5, weight_decay=1e-8, eps=1e-8, fused=True)
 
 
 def _reconstruction_loss(model: nn.Module) -> Tensor | float:

@@ -52,7 +52,7 @@ def evaluate(
     from vitcod_cli.data.datasets import open_dataset
     from vitcod_cli.data.loaders import eval_loader
     from vitcod_cli.data.waiting import Waiting
-    from vitcod_cli.model.build import fold_auto_encoders
+    from vitcod_cli.model.build import prepare_inference
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
     from vitcod_cli.training.evaluate import evaluate as measure
@@ -60,7 +60,7 @@ def evaluate(
     reporter = console()
     with start(runtime) as place:
         network = load_model(model, checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
-        fold_auto_encoders(network)
+        prepare_inference(place.prepare(network), place.dtype)
         images = open_dataset(data, split, num_classes=network.num_classes, reporter=reporter)
         loader = Waiting(
             eval_loader(
@@ -72,7 +72,7 @@ def evaluate(
                 reporter=reporter,
             )
         )
-        result = measure(place.compiled(place.prepare(network)), loader, place, reporter)
+        result = measure(place.compiled(network), loader, place, reporter)
     reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     if json:
         print_json(result.to_dict())

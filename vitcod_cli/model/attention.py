@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,11 @@ from vitcod_cli.model.auto_encoder import (
     init_published,
     projections,
 )
+from vitcod_cli.model.explicit_attention import ExplicitAttention
+from vitcod_cli.model.planned_attention import AttentionPlan, additive_mask, plan_attention
+
+COLLECTED_BYTES = 32 * 2**20
+"""Attention maps are collected so many bytes of probabilities at a time."""
 
 
 class SparseLowRankAttention(Attention):
@@ -39,6 +45,9 @@ class SparseLowRankAttention(Attention):
         token_observer: when set, each forward calls it with the layer's input [B, N, C] and the
             Q and K [B, H, N, d] that go into the auto-encoders.
         logit_observer: when set, each forward calls it with the masked attention logits [B, H, N, N].
+        additive: ``keep`` as something to add to logits, [1, H, N, N]; None until :meth:`prepare_inference`.
+        plan: how to leave out what ``keep`` prunes; None until :meth:`prepare_inference`, and where that
+            would not save time.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -46,6 +55,9 @@ class SparseLowRankAttention(Attention):
         self.svd_type: SvdType = "none"
         self.register_buffer("keep", None)
         self.keep: Tensor | None
+        self.register_buffer("additive", None, persistent=False)
+        self.additive: Tensor | None
+        self.plan: AttentionPlan | None = None
         self.record_reconstruction = False
         self.reconstruction_loss: Tensor | None = None
         self.attention_sum: Tensor | None = None
@@ -90,6 +102,26 @@ class SparseLowRankAttention(Attention):
                 weights[index], biases[index] = folded.to(weight.dtype), shift.to(weight.dtype)
         return torch.cat(weights), torch.cat(biases)
 
+    def set_keep(self, keep: Tensor | None) -> None:
+        """Fix the pattern: bool [H, N, N] on any device, True = this query may look at this key; None = all."""
+        self.keep = None if keep is None else keep.to(self.qkv.weight.device, torch.bool).contiguous()
+        self.additive = self.plan = None
+
+    @torch.no_grad()
+    def prepare_inference(self, grid: tuple[int, int], dtype: torch.dtype) -> None:
+        """Do once what needs no image: fold the auto-encoder, turn the mask into numbers, plan the attention.
+
+        Args:
+            grid: patches along height and width.
+            dtype: what attention will be computed in.
+        """
+        self.fold()
+        if self.keep is None:
+            return
+        self.additive = additive_mask(self.keep, dtype)[None]
+        if self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
+            self.plan = plan_attention(self.keep, grid)
+
     @torch.no_grad()
     def fold(self) -> None:
         """Put the auto-encoder into the qkv weights for good, where it can be: inference then costs
@@ -124,8 +156,7 @@ class SparseLowRankAttention(Attention):
         """Q, K (reconstructed) and V of tokens ``x`` [B, N, C], each [B, H, N, d]."""
         self.reconstruction_loss = None
         fold = self.foldable and not self.record_reconstruction and self.token_observer is None
-        weight, bias = self.folded_qkv() if fold else (self.qkv.weight, self.qkv.bias)
-        qkv = F.linear(x, weight, bias)
+        qkv = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
         q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if fold:
             return q, k, v
@@ -140,12 +171,14 @@ class SparseLowRankAttention(Attention):
         if self.keep is None:
             return logits
         # In place, and a sum: filling under a broadcast mask takes as long as both products.
-        pruned = torch.zeros_like(self.keep, dtype=logits.dtype).masked_fill_(~self.keep, float("-inf"))
-        return logits.add_(pruned)
+        return logits.add_(additive_mask(self.keep, logits.dtype))
 
-    def output(self, x: Tensor, attended: Tensor) -> Tensor:
-        """From attended values [B, H, N, d] to the layer's output: merge heads, norm, gate, project."""
-        merged = attended.transpose(1, 2).reshape(*x.shape[:2], self.attn_dim)
+    def merge(self, attended: Tensor) -> Tensor:
+        """Attended values [B, H, N, d], heads side by side: [B, N, H*d]."""
+        return attended.transpose(1, 2).flatten(2)
+
+    def output(self, x: Tensor, merged: Tensor) -> Tensor:
+        """From attended values [B, N, H*d] to the layer's output: norm, gate, project."""
         merged = self.norm(merged)
         gate = getattr(self, "gate", None)  # timm has it since 1.0.28
         if gate is not None:
@@ -161,36 +194,59 @@ class SparseLowRankAttention(Attention):
         """
         if attn_mask is not None or is_causal:
             raise ValueError("SparseLowRankAttention has its own fixed mask and takes no other")
+        if self._follows_plan(x):
+            assert self.plan is not None
+            return self.output(x, self.plan(self.qkv(x)))
         q, k, v = self.heads(x)
-        if self.attention_sum is not None:
-            return self.output(x, self._collect(q, k, v))
-        return self.output(x, self.attend(q, k, v))
+        attended = self.attend(q, k, v) if self.attention_sum is None else self._collect(q, k, v)
+        return self.output(x, self.merge(attended))
+
+    def _follows_plan(self, x: Tensor) -> bool:
+        """Whether this forward leaves out what the mask prunes; nothing that looks inside may be on."""
+        if self.plan is None or self.training or len(x) < self.plan.least_batch:
+            return False
+        looked_at = (self.attention_sum, self.token_observer, self.logit_observer)
+        plain = self.svd_type == "none" and all(observer is None for observer in looked_at)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        return plain and not autocast and x.device.type == "cpu" and x.dtype == torch.float32
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Masked attention of Q, K and V, each [B, H, N, d]; returns [B, H, N, d].
 
-        Fused, but where gradients are wanted on a CPU in half precision: there the fused backward takes
-        twice as long as the explicit products (docs/benchmarks.md).
+        Fused, but where gradients are wanted on a CPU in half precision: there explicit products are faster.
         """
-        explicit = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-        if (explicit and torch.is_grad_enabled() and q.requires_grad) or self.logit_observer is not None:
+        if self.logit_observer is not None:
             logits = self.logits(q, k)
-            if self.logit_observer is not None:
-                self.logit_observer(logits)
+            self.logit_observer(logits)
             probabilities: Tensor = self.attn_drop(logits.softmax(dim=-1))
             return probabilities.to(v.dtype) @ v
-        mask = None if self.keep is None else self.keep[None]
         dropout = self.attn_drop.p if self.training else 0.0
+        half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+        if half_on_cpu and dropout == 0 and torch.is_grad_enabled() and q.requires_grad:
+            additive = None if self.keep is None else additive_mask(self.keep, q.dtype)
+            with torch.autocast("cpu", enabled=False):
+                attended: Tensor = ExplicitAttention.apply(q, k, v, additive)
+            return attended
+        mask = None if self.keep is None else self.keep[None]
+        if self.additive is not None and self.additive.dtype == q.dtype:
+            mask = self.additive
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
-    def _collect(self, q: Tensor, k: Tensor, v: Tensor, chunk: int = 32) -> Tensor:
-        """Explicit attention that adds its probabilities to ``attention_sum``, in slices of the batch."""
+    def _collect(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Explicit attention that adds its probabilities to ``attention_sum``, some queries at a time."""
         assert self.attention_sum is not None
+        # Not all at once: at batch 256 the probabilities of ViT-Base alone would take 500 MB.
+        size = 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+        parts = min(math.ceil(size / COLLECTED_BYTES), q.shape[2])
+        additive = None if self.keep is None else additive_mask(self.keep, q.dtype)
+        k = k.transpose(-2, -1).contiguous()  # else every product copies it
         attended = []
-        # In slices: at batch 256 the probabilities of ViT-Base alone would take 500 MB.
-        for q_, k_, v_ in zip(*(torch.split(x, chunk) for x in (q, k, v)), strict=True):
-            logits = self.logits(q_, k_)
+        for rows in torch.arange(q.shape[2]).tensor_split(parts):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            logits = (q[:, :, part] * self.scale) @ k
+            if additive is not None:
+                logits += additive[:, part]
             probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
-            self.attention_sum += probabilities.detach().sum(dim=0, dtype=torch.float64)
-            attended.append(probabilities.to(v.dtype) @ v_)
-        return torch.cat(attended)
+            self.attention_sum[:, part] += probabilities.detach().sum(dim=0)
+            attended.append(probabilities.to(v.dtype) @ v)
+        return torch.cat(attended, dim=2)

@@ -79,26 +79,35 @@ class Reconstruction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, m: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Of x [B, H, N, d], m [H, H] and b [H]: x_hat like ``x``, and ||x - x_hat||_2 in the dtype of ``m``."""
-        flat, x_hat = _reconstruct(x, m, b)
-        norm = torch.linalg.vector_norm(flat - x_hat)
+        padded, change = _with_ones(x, m.dtype), _change(m, b)
+        difference = torch.bmm(change.expand(len(x), -1, -1), padded)
+        norm = torch.linalg.vector_norm(difference)
         ctx.save_for_backward(x, m, b, norm)
-        return x_hat.to(x.dtype).view(x.shape), norm
+        return difference.add_(padded[:, :-1]).to(x.dtype).view(x.shape), norm
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_hat: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, m and b; that of a norm of 0 is 0, as torch has it."""
         x, m, b, norm = ctx.saved_tensors
-        flat, x_hat = _reconstruct(x, m, b)
+        padded, change = _with_ones(x, m.dtype), _change(m, b)
         scale = torch.where(norm > 0, grad_norm / norm, 0.0)
-        pull = torch.sub(flat, x_hat, out=x_hat).mul_(scale)  # the gradient of the norm by x
-        grad = grad_hat.to(m.dtype).flatten(2) - pull  # that of both outputs by x_hat
-        grad_x = torch.baddbmm(pull, m.T.expand(len(x), -1, -1), grad)
-        grad_m = torch.bmm(grad, flat.transpose(1, 2)).sum(dim=0)
-        return grad_x.to(x.dtype).view(x.shape), grad_m, grad.sum(dim=(0, 2))
+        pull = torch.bmm((scale * change).expand(len(x), -1, -1), padded)  # the gradient of the norm by x_hat
+        grad = grad_hat.to(m.dtype).flatten(2)
+        grad_mb = (torch.bmm(grad, padded.mT) + torch.bmm(pull, padded.mT)).sum(dim=0)
+        grad_x = torch.bmm(m.T.expand(len(x), -1, -1), grad)
+        grad_x = grad_x.baddbmm_(change[:, :-1].T.expand(len(x), -1, -1), pull)
+        return grad_x.to(x.dtype).view(x.shape), grad_mb[:, :-1], grad_mb[:, -1]
 
 
-def _reconstruct(x: Tensor, m: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """x and M x + b, both [B, H, N*d] in the dtype of ``m``."""
-    flat = x.to(m.dtype).flatten(2)
-    return flat, torch.baddbmm(b[None, :, None], m.expand(len(x), -1, -1), flat)
+def _with_ones(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [B, H, N, d] with a head of ones behind it, [B, H + 1, N*d]: an affine map becomes one product."""
+    padded = x.new_empty(x.shape[0], x.shape[1] + 1, *x.shape[2:], dtype=dtype)
+    padded[:, :-1] = x
+    padded[:, -1] = 1
+    return padded.flatten(2)
+
+
+def _change(m: Tensor, b: Tensor) -> Tensor:
+    """[M - 1 | b], [H, H + 1]: what an auto-encoder does to a vector, without the vector."""
+    return torch.cat([m - torch.eye(len(m), dtype=m.dtype, device=m.device), b[:, None]], dim=1)

@@ -155,13 +155,13 @@ def set_keep_mask(model: VisionTransformer, keep: Tensor) -> None:
             "True = pruned, a vitcod mask says True = kept)."
         )
     for attention, layer_keep in zip(attentions(model), keep, strict=True):
-        attention.keep = layer_keep.to(attention.qkv.weight.device, torch.bool).contiguous()
+        attention.set_keep(layer_keep)
 
 
 def clear_keep_mask(model: nn.Module) -> None:
     """Let every query look at every key again."""
     for attention in attentions(model):
-        attention.keep = None
+        attention.set_keep(None)
 
 
 def keep_mask(model: nn.Module) -> Tensor | None:
@@ -178,6 +178,20 @@ def fold_auto_encoders(model: VisionTransformer) -> None:
     """
     for attention in attentions(model):
         attention.fold()
+
+
+def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> None:
+    """Make ``model`` as fast at inference as it can be, in place, on the device that it is on.
+
+    Auto-encoders are folded (:func:`fold_auto_encoders`), masks turned into what attention adds, and where a
+    mask lets enough be skipped on a CPU, the attention that skips it is planned
+    (:mod:`~vitcod_cli.model.planned_attention`). Same function to float tolerance.
+
+    Args:
+        dtype: what attention is computed in: that of autocast, else of the weights.
+    """
+    for attention in attentions(model):
+        attention.prepare_inference(model.patch_embed.grid_size, dtype)
 
 
 def _layers(shape: tuple[int, ...]) -> str:

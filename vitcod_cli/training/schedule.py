@@ -25,7 +25,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
     Raises:
         VitcodError: if timm doesn't know the optimizer or it refuses its arguments.
     """
-    betas: dict[str, Any] = {} if recipe.betas is None else {"betas": recipe.betas}
+    extra: dict[str, Any] = {} if recipe.betas is None else {"betas": recipe.betas}
+    if recipe.opt.lower() in ("adam", "adamw"):
+        extra["fused"] = True  # one kernel, a third of the time; other optimizers may not know the word
     try:
         return create_optimizer_v2(
             model,
@@ -34,7 +36,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
             eps=recipe.opt_eps,  # timm leaves out what an optimizer doesn't have
-            **betas,
+            **extra,
         )
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
         raise VitcodError(f"--opt {recipe.opt} can't be used: {str(error).rstrip('.')}.") from error
