@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,7 +83,15 @@ def test_mistyped_command_and_option(cli: Cli) -> None:
 
 
 def test_shell_completion(run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    script = run_cli("--show-completion", "bash", SHELL="/bin/bash")
+    # From a bash: the shell is found among the parent processes, and CI may have none there.
+    inside = ["bash", "-c", '"$0" -m vitcod_cli --show-completion; exit $?', sys.executable]
+    script = subprocess.run(
+        inside,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert script.returncode == 0
     completed = run_cli(_VITCOD_COMPLETE="complete_bash", COMP_WORDS="vitcod fine", COMP_CWORD="1")
     assert completed.stdout.split() == ["finetune-dense", "finetune-lowrank", "finetune-sparse"]
