@@ -14,6 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import vitcod_cli.model.planned_attention as module
+from vitcod_cli.artifacts.model_config import SvdType
+from vitcod_cli.bench.workload import for_inference
 from vitcod_cli.model.build import attentions, clear_keep_mask, prepare_inference, set_keep_mask
 from vitcod_cli.model.planned_attention import AttentionPlan, additive_mask, find_clusters, plan_attention
 
@@ -203,12 +205,27 @@ def test_another_mask_after_preparing(large: VisionTransformer) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_preparing_changes_nothing_but_the_time(kind: str, dtype: torch.dtype) -> None:
-    """With auto-encoders and a mask; a model prepared for another precision falls back to the bool mask."""
+def test_preparing_changes_nothing_but_the_time(kind: str) -> None:
+    """With auto-encoders and a mask."""
     model = random_model(config_of(kind, svd_type="mix_head_fc_qk"))
     set_keep_mask(model, random_keep(model))
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = model(images)
-    prepare_inference(model, dtype)
+    prepare_inference(model)
     torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("svd_type", ["none", "mix_head_fc_qk"])
+def test_preparing_for_autocast_rounds_what_autocast_would(kind: str, svd_type: SvdType) -> None:
+    """To the bit; auto-encoders are folded before the rounding in both cases."""
+    model = random_model(config_of(kind, svd_type=svd_type))
+    set_keep_mask(model, random_keep(model))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    ready = for_inference(model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ready(images), model(images))
+    assert ready.blocks is not model.blocks
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.bfloat16 in {parameter.dtype for parameter in ready.parameters()}

@@ -96,14 +96,14 @@ def training_step(
 
 
 def for_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> VisionTransformer:
-    """What ``eval`` runs: ``model`` itself, or a copy of folded auto-encoders and prepared masks.
-
-    The copy shares those weights that nothing is folded into.
+    """What ``eval`` runs: ``model`` itself, or a copy that is prepared and shares what weights it can.
 
     Args:
         dtype: what attention is computed in.
     """
-    if all(layer.svd_type == "none" and layer.keep is None for layer in attentions(model)):
+    if dtype == torch.float32 and all(
+        layer.svd_type == "none" and layer.keep is None for layer in attentions(model)
+    ):
         return model
     ready = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     prepare_inference(ready, dtype)

@@ -61,11 +61,12 @@ def fold_rows(weight: Tensor, bias: Tensor | None, m: Tensor, b: Tensor) -> tupl
     num_heads = m.shape[0]
     dtype = accurate_dtype(weight)
     m, b = m.to(dtype), b.to(dtype)
-    folded = (m @ weight.to(dtype).reshape(num_heads, -1)).reshape(weight.shape)
     head_dim = weight.shape[0] // num_heads
-    shift = b.repeat_interleave(head_dim)
-    if bias is not None:
-        shift = shift + (m @ bias.to(dtype).reshape(num_heads, head_dim)).reshape(-1)
+    with torch.autocast(weight.device.type, enabled=False):
+        folded = (m @ weight.to(dtype).reshape(num_heads, -1)).reshape(weight.shape)
+        shift = b.repeat_interleave(head_dim)
+        if bias is not None:
+            shift = shift + (m @ bias.to(dtype).reshape(num_heads, head_dim)).reshape(-1)
     return folded, shift
 
 

@@ -188,10 +188,25 @@ def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float
     (:mod:`~vitcod_cli.model.planned_attention`). Same function to float tolerance.
 
     Args:
-        dtype: what attention is computed in: that of autocast, else of the weights.
+        dtype: of the autocast that all forwards will run under; float32: without one. Weights that autocast
+            would round to it at every forward are rounded once.
     """
     for attention in attentions(model):
         attention.prepare_inference(model.patch_embed.grid_size, dtype)
+    if dtype != torch.float32:
+        _round_weights(model, dtype)
+
+
+def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace weights by new ones of ``dtype`` where autocast casts them as they are, and nowhere else."""
+    auto_encoders = {
+        id(part) for layer in attentions(model) for letter in "qk" for part in layer.auto_encoder(letter) or ()
+    }
+    for module in model.modules():
+        # Exactly these: a subclass may compute with its weight first, as a convolution that standardises it.
+        if type(module) in (nn.Linear, nn.Conv2d) and id(module) not in auto_encoders:
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
 
 
 def _layers(shape: tuple[int, ...]) -> str:
