@@ -91,13 +91,15 @@ class Reconstruction(torch.autograd.Function):
     def backward(ctx: Any, grad_hat: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, m and b; that of a norm of 0 is 0, as torch has it."""
         x, m, b, norm = ctx.saved_tensors
-        padded, change = _with_ones(x, m.dtype), _change(m, b)
-        scale = torch.where(norm > 0, grad_norm / norm, 0.0)
-        pull = torch.bmm((scale * change).expand(len(x), -1, -1), padded)  # the gradient of the norm by x_hat
-        grad = grad_hat.to(m.dtype).flatten(2)
-        grad_mb = (torch.bmm(grad, padded.mT) + torch.bmm(pull, padded.mT)).sum(dim=0)
-        grad_x = torch.bmm(m.T.expand(len(x), -1, -1), grad)
-        grad_x = grad_x.baddbmm_(change[:, :-1].T.expand(len(x), -1, -1), pull)
+        # torch.compile traces this under the autocast of the forward pass.
+        with torch.autocast(x.device.type, enabled=False):
+            padded, change = _with_ones(x, m.dtype), _change(m, b)
+            scale = torch.where(norm > 0, grad_norm / norm, 0.0)
+            pull = torch.bmm((scale * change).expand(len(x), -1, -1), padded)  # of the norm by x_hat
+            grad = grad_hat.to(m.dtype).flatten(2)
+            grad_mb = (torch.bmm(grad, padded.mT) + torch.bmm(pull, padded.mT)).sum(dim=0)
+            grad_x = torch.bmm(m.T.expand(len(x), -1, -1), grad)
+            grad_x = grad_x.baddbmm_(change[:, :-1].T.expand(len(x), -1, -1), pull)
         return grad_x.to(x.dtype).view(x.shape), grad_mb[:, :-1], grad_mb[:, -1]
 
 

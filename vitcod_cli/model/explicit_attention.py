@@ -35,15 +35,17 @@ class ExplicitAttention(torch.autograd.Function):
         """Gradients of q, k and v; the mask is fixed."""
         q, k, v, additive = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        for part in _slices(q):
-            # Copied once: each of them is used twice, and as a view it would be copied at every use.
-            q_, k_, grad_ = q[part].contiguous(), k[part].contiguous(), grad[part].contiguous()
-            p = _probabilities(q_, k_, additive)
-            grad_v[part] = p.transpose(-2, -1) @ grad_
-            by_p = grad_ @ v[part].transpose(-2, -1)
-            by_logits = torch._softmax_backward_data(by_p, p, -1, p.dtype).mul_(_scale(q))
-            grad_q[part] = by_logits @ k_
-            grad_k[part] = by_logits.transpose(-2, -1) @ q_
+        # torch.compile traces this under the autocast of the forward pass.
+        with torch.autocast(q.device.type, enabled=False):
+            for part in _slices(q):
+                # Copied once: each of them is used twice, and as a view it would be copied at every use.
+                q_, k_, grad_ = q[part].contiguous(), k[part].contiguous(), grad[part].contiguous()
+                p = _probabilities(q_, k_, additive)
+                grad_v[part] = p.transpose(-2, -1) @ grad_
+                by_p = grad_ @ v[part].transpose(-2, -1)
+                by_logits = torch._softmax_backward_data(by_p, p, -1, p.dtype).mul_(_scale(q))
+                grad_q[part] = by_logits @ k_
+                grad_k[part] = by_logits.transpose(-2, -1) @ q_
         return grad_q, grad_k, grad_v, None
 
 
