@@ -255,8 +255,8 @@ def test_attention_map_rows_sum_to_one_and_pruned_keys_get_nothing(kind: str, im
 
 @torch.no_grad()
 def test_attention_sums_over_batches_and_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More queries than the explicit path takes at once, in one batch or in several."""
-    monkeypatch.setattr(attention, "COLLECTED_BYTES", 37 * 3 * 17 * 4 * 3)  # three rows of all images
+    """More images and queries than the explicit path takes at once, in one batch or in several."""
+    monkeypatch.setattr(attention, "COLLECTED_BYTES", 32 * 3 * 17 * 4 * 3)  # three rows of 32 images
     model = random_model(config_of("class token"))
     set_keep_mask(model, random_keep(model))
     images = torch.randn(37, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -232,21 +231,26 @@ class SparseLowRankAttention(Attention):
             mask = self.additive
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
-    def _collect(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Explicit attention that adds its probabilities to ``attention_sum``, some queries at a time."""
+    def _collect(self, q: Tensor, k: Tensor, v: Tensor, images: int = 32) -> Tensor:
+        """Explicit attention, some images and queries at a time; adds its probabilities to ``attention_sum``."""
         assert self.attention_sum is not None
-        # Not all at once: at batch 256 the probabilities of ViT-Base alone would take 500 MB.
-        size = 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-        parts = min(math.ceil(size / COLLECTED_BYTES), q.shape[2])
         additive = None if self.keep is None else additive_mask(self.keep, q.dtype)
-        k = k.transpose(-2, -1).contiguous()  # else every product copies it
-        attended = []
-        for rows in torch.arange(q.shape[2]).tensor_split(parts):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            logits = (q[:, :, part] * self.scale) @ k
-            if additive is not None:
-                logits += additive[:, part]
-            probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
-            self.attention_sum[:, part] += probabilities.detach().sum(dim=0)
-            attended.append(probabilities.to(v.dtype) @ v)
-        return torch.cat(attended, dim=2)
+        # In the layout that merge() wants, so that it copies nothing.
+        attended = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        for few in _slices(len(q), images):
+            # Contiguous: as views they would be copied for every product.
+            q_, k_, v_ = (x[few].contiguous() for x in (q, k.transpose(-2, -1), v))
+            # At batch 256 the probabilities of ViT-Base alone would take 500 MB.
+            row = q_.dtype.itemsize * q_.shape[0] * q_.shape[1] * q_.shape[2]
+            for part in _slices(q_.shape[2], max(COLLECTED_BYTES // row, 1)):
+                logits = (q_[:, :, part] * self.scale) @ k_
+                if additive is not None:
+                    logits += additive[:, part]
+                probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
+                self.attention_sum[:, part] += probabilities.detach().sum(dim=0)
+                attended[few, :, part] = probabilities.to(v.dtype) @ v_
+        return attended
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, length, size)]
