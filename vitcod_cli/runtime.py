@@ -5,7 +5,6 @@ torch is imported inside the functions, so that the settings can be shown by ``-
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -142,6 +141,8 @@ def _keep_freed_memory() -> None:
     By default it returns large blocks to the system at once, which then has to clear the same pages for every
     layer: a tenth of a forward pass and more (docs/benchmarks.md).
     """
+    import ctypes
+
     trim_threshold, mmap_max = -1, -4  # malloc.h
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
