@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -112,7 +111,7 @@ def _meeting_place() -> dict[str, Any]:
         for other in range(1, world):
             _welcome(store, other, _attempt)
     else:
-        name = uuid.uuid4().hex
+        name = os.urandom(16).hex()
         store.set(f"vitcod/here/{rank}", name)
         _attempt = int(store.get(f"vitcod/welcome/{name}"))
         store.set(f"vitcod/met/{_attempt}/{rank}", "")

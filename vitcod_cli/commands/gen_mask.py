@@ -67,17 +67,17 @@ def gen_mask(
         raise VitcodError("--attn-map is needed: name the attention map that vitcod dump-attn wrote.")
     if output.output is not None:
         output.target("")
-    from vitcod_cli.artifacts.attention_map import read_attention_map
     from vitcod_cli.artifacts.files import sha256_of
-    from vitcod_cli.artifacts.mask import Mask, write_mask
-    from vitcod_cli.commands.console import console, print_json, print_result
-    from vitcod_cli.sparsity.generate import generate_mask
 
-    reporter = console()
-    attention_map = read_attention_map(attn_map)
-    with ThreadPoolExecutor(1) as beside:  # the checksum takes as long as the mask
+    with ThreadPoolExecutor(1) as beside:  # the checksum takes as long as importing numpy
         checksum = beside.submit(sha256_of, attn_map)
-        made = generate_mask(attention_map, mask, reporter)
+        from vitcod_cli.artifacts.attention_map import read_attention_map
+        from vitcod_cli.artifacts.mask import Mask, write_mask
+        from vitcod_cli.commands.console import console, print_json, print_result
+        from vitcod_cli.sparsity.generate import generate_mask
+
+        reporter = console()
+        made = generate_mask(read_attention_map(attn_map), mask, reporter)
     path = output.target(f"{mask.name}_{made.info['sparsity']:.2f}.safetensors")
     origin = {"made_by": "vitcod gen-mask", "made_from": checksum.result(), "source": Path(attn_map).name}
     write_mask(path, Mask(made.keep, {**made.info, **origin}))

@@ -168,9 +168,11 @@ def _bracket(steps: list[Numbers], wanted: float) -> tuple[float, float]:
     sample = np.concatenate([block.reshape(-1, block.shape[-1])[::16].ravel() for block in steps])
     place = round(sample.size * (1 - wanted / size))
     margin = sample.size // 100
-    sample.sort()
-    low = sample[place - margin] if place - margin >= 0 else -np.inf
-    high = sample[place + margin] if place + margin < sample.size else np.inf
+    below, above = place - margin, place + margin
+    inner = [place for place in (below, above) if 0 <= place < sample.size]
+    sample.partition(inner)
+    low = sample[below] if below in inner else -np.inf
+    high = sample[above] if above in inner else np.inf
     return low, high if high <= 1 else np.inf
 
 
