@@ -1,4 +1,4 @@
-"""Attention by explicit products, with a backward pass that remembers Q, K and V alone."""
+"""Attention by explicit products, for training on a CPU in half precision."""
 
 from __future__ import annotations
 
@@ -15,37 +15,36 @@ SLICE_BYTES = 4 * 2**20
 class ExplicitAttention(torch.autograd.Function):
     """softmax(Q K^T / sqrt(d) + M) V, for training on a CPU in half precision.
 
-    There torch's fused attention takes twice as long in its backward pass (docs/benchmarks.md), and plain
-    autograd keeps the probabilities of every block, a quarter of a training step's memory; here the backward
-    pass computes them again.
+    There torch's fused attention takes twice as long in its backward pass (docs/benchmarks.md). Plain autograd
+    would copy Q, K and V for every product that they are in.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, additive: Tensor | None) -> Tensor:
         """Of q, k, v [B, H, N, d] and the mask as what is added to logits [H, N, N]: [B, H, N, d]."""
-        ctx.save_for_backward(q, k, v, additive)
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
+        probabilities = []
         for part in _slices(q):
-            out[part] = _probabilities(q[part], k[part], additive) @ v[part]
+            probabilities.append(_probabilities(q[part], k[part], additive))
+            out[part] = probabilities[-1] @ v[part]
+        ctx.save_for_backward(q, k, v, *probabilities)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of q, k and v; the mask is fixed."""
-        q, k, v, additive = ctx.saved_tensors
+        q, k, v, *probabilities = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         # torch.compile traces this under the autocast of the forward pass.
         with torch.autocast(q.device.type, enabled=False):
-            for part in _slices(q):
-                # Copied once: each of them is used twice, and as a view it would be copied at every use.
-                q_, k_, grad_ = q[part].contiguous(), k[part].contiguous(), grad[part].contiguous()
-                p = _probabilities(q_, k_, additive)
+            for part, p in zip(_slices(q), probabilities, strict=True):
+                grad_ = grad[part].contiguous()  # used twice, and as a view it would be copied at every use
                 grad_v[part] = p.transpose(-2, -1) @ grad_
                 by_p = grad_ @ v[part].transpose(-2, -1)
                 by_logits = torch._softmax_backward_data(by_p, p, -1, p.dtype).mul_(_scale(q))
-                grad_q[part] = by_logits @ k_
-                grad_k[part] = by_logits.transpose(-2, -1) @ q_
+                grad_q[part] = by_logits @ k[part]
+                grad_k[part] = by_logits.transpose(-2, -1) @ q[part]
         return grad_q, grad_k, grad_v, None
 
 
