@@ -130,18 +130,19 @@ def test_the_gradients_of_explicit_attention(masked: bool, monkeypatch: pytest.M
     assert torch.autograd.gradcheck(attend, [qkv])
 
 
-def test_training_in_half_precision_on_a_cpu_keeps_no_probabilities(images: Tensor) -> None:
-    """What the backward pass of a step remembers has no [B, H, N, N] in it."""
+def test_training_in_half_precision_on_a_cpu_remembers_one_attention_map_a_block(images: Tensor) -> None:
+    """The backward pass needs the probabilities, in half precision, and neither logits nor a float32 copy."""
     model = random_model(config_of("class token", svd_type="mix_head_fc_qk")).train()
     set_keep_mask(model, random_keep(model))
-    kept: list[torch.Size] = []
+    kept: list[Tensor] = []
     with (
-        torch.autograd.graph.saved_tensors_hooks(lambda x: [kept.append(x.shape), x][1], lambda x: x),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: [kept.append(x), x][1], lambda x: x),
         torch.autocast("cpu", torch.bfloat16),
     ):
         model(images).square().sum().backward()
-    assert any(shape[-2:] == (17, 8) for shape in kept)
-    assert not any(shape[-2:] == (17, 17) and len(shape) == 4 for shape in kept)
+    maps = [x for x in kept if x.ndim == 4 and x.shape[-2:] == (17, 17)]
+    assert [x.dtype for x in maps] == [torch.bfloat16] * len(attentions(model))
+    assert sum(len(x) for x in maps) == len(images) * len(attentions(model))
 
 
 PRECISIONS = ((torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.05, 0.02))
