@@ -13,7 +13,7 @@ PACKAGE = Path(vitcod_cli.__file__).parent
 
 FLOORS = (
     {"app", "__main__", "commands"},
-    {"bench", "calibration", "lowrank", "sparsity", "training"},
+    {"bench", "calibration", "export", "lowrank", "sparsity", "training"},
     {"model"},
     {"artifacts", "data"},
     {"distributed", "errors", "reporting", "runtime", "settings", "__init__"},

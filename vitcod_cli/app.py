@@ -39,6 +39,7 @@ COMMANDS = {
     "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint.", True),
     "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
     "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
+    "export": Entry("export.export", "The model as a torch.export or ONNX program, or for timm."),
     "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
     "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),
 }

@@ -19,6 +19,7 @@ _HINTS = {
     MASK: "give it as --mask",
     RUN_STATE: "the weights are in best.safetensors and last.safetensors beside it",
 }
+_PROGRAM = "an exported program; give the checkpoint that it was made from"
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
@@ -34,7 +35,7 @@ class Description(NamedTuple):
     """
 
     words: str
-    container: Literal["safetensors", "npy", "torch", "zip"]
+    container: Literal["safetensors", "npy", "torch", "zip", "onnx"]
     kind: str | None = None
     own: bool = False
 
@@ -51,6 +52,8 @@ def describe(path: str | os.PathLike[str]) -> Description | None:
                 return _describe_array(path)
             if start.startswith(_ZIP):
                 return _describe_zip(path)
+            if start.startswith(b"\x08") and os.fspath(path).endswith(".onnx"):  # ONNX has no signature of its own
+                return Description(_PROGRAM, "onnx")
             if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) <= _LARGEST_HEADER:
                 return _describe_safetensors(json.loads(file.read(size)))
     except Exception:  # a guess for a message must not fail, whatever the bytes are
@@ -83,6 +86,8 @@ def _describe_zip(path: str | os.PathLike[str]) -> Description:
 
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+    if any(name.endswith("/archive_format") for name in names):
+        return Description(_PROGRAM, "zip")
     if any(name.endswith("data.pkl") for name in names):
         return _described("a PyTorch checkpoint", "torch", CHECKPOINT, own=False)
     if names and all(name.endswith(".npy") for name in names):

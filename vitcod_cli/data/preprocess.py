@@ -114,8 +114,12 @@ class Preprocess:
         images = images.to(device, non_blocking=True)
         if images.is_floating_point():
             return images
-        mean, std = _figures(self.mean, self.std, device)
+        mean, std = self.byte_figures(device)
         return images.float().sub_(mean).div_(std)
+
+    def byte_figures(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of pixel values in 0..255, float32 [1, C, 1, 1] on ``device``."""
+        return _figures(self.mean, self.std, device)
 
 
 @lru_cache(maxsize=8)

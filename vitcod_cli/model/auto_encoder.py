@@ -81,7 +81,7 @@ class Reconstruction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, m: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Of x [B, H, N, d], m [H, H] and b [H]: x_hat like ``x``, and ||x - x_hat||_2 in the dtype of ``m``."""
         padded, change = _with_ones(x, m.dtype), _change(m, b)
-        difference = torch.bmm(change.expand(len(x), -1, -1), padded)
+        difference = torch.bmm(change.expand(x.shape[0], -1, -1), padded)
         norm = torch.linalg.vector_norm(difference)
         ctx.save_for_backward(x, m, b, norm)
         return difference.add_(padded[:, :-1]).to(x.dtype).view(x.shape), norm
@@ -95,11 +95,11 @@ class Reconstruction(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             padded, change = _with_ones(x, m.dtype), _change(m, b)
             scale = torch.where(norm > 0, grad_norm / norm, 0.0)
-            pull = torch.bmm((scale * change).expand(len(x), -1, -1), padded)  # of the norm by x_hat
+            pull = torch.bmm((scale * change).expand(x.shape[0], -1, -1), padded)  # of the norm by x_hat
             grad = grad_hat.to(m.dtype).flatten(2)
             grad_mb = (torch.bmm(grad, padded.mT) + torch.bmm(pull, padded.mT)).sum(dim=0)
-            grad_x = torch.bmm(m.T.expand(len(x), -1, -1), grad)
-            grad_x = grad_x.baddbmm_(change[:, :-1].T.expand(len(x), -1, -1), pull)
+            grad_x = torch.bmm(m.T.expand(x.shape[0], -1, -1), grad)
+            grad_x = grad_x.baddbmm_(change[:, :-1].T.expand(x.shape[0], -1, -1), pull)
         return grad_x.to(x.dtype).view(x.shape), grad_mb[:, :-1], grad_mb[:, -1]
 
 

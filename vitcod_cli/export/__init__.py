@@ -1,0 +1,1 @@
+"""The finished model for others to run: programs without vitcod and timm in them, or weights for timm alone."""

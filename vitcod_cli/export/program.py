@@ -1,0 +1,175 @@
+"""A model as a program that needs neither vitcod nor timm: for torch.export, or ONNX."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from vitcod_cli.artifacts.describe import METADATA_KEY
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import attentions, prepare_inference
+
+ONNX_BYTES = 2**31 - 2**26
+"""Weights that fit into one ONNX file: protocol buffers end at 2 GiB."""
+
+_TOLERANCE = 1e-3
+"""Largest difference of logits, relative to the largest logit, that other kernels may make."""
+
+
+class InferenceProgram(nn.Module):
+    """``model`` made ready for inference (auto-encoders folded, attention planned), and its normalisation.
+
+    Args:
+        model: is changed, and not fit for training afterwards.
+        preprocess: normalises uint8 pictures first; None: the program takes normalised ones.
+        batch_size: pictures in every batch; None: any number, and then nothing can be planned.
+
+    Attributes:
+        planned: how many of the ``num_blocks`` blocks leave out what the mask prunes.
+        least_batch: smallest fixed batch at which a block would; None if no block ever would.
+    """
+
+    def __init__(self, model: VisionTransformer, preprocess: Preprocess | None, batch_size: int | None) -> None:
+        super().__init__()
+        prepare_inference(model.eval())
+        layers = attentions(model)
+        batches = [layer.plan.least_batch for layer in layers if layer.plan is not None]
+        self.least_batch = int(min(batches)) if batches else None
+        for layer in layers:
+            if layer.plan is not None and (batch_size is None or batch_size < layer.plan.least_batch):
+                layer.plan = None
+            # What no forward reads would still be written to the file.
+            layer.keep = None
+            if layer.plan is not None:
+                layer.additive = None
+        self.num_blocks = len(layers)
+        self.planned = sum(layer.plan is not None for layer in layers)
+        self.model = model
+        self.figures = None if preprocess is None else preprocess.byte_figures(torch.device("cpu"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [B, C, H, W] to logits [B, classes]."""
+        if self.figures is not None:
+            mean, std = self.figures
+            images = (images.float() - mean) / std
+        logits: Tensor = self.model(images)
+        return logits
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program that has been written to memory, and read from there.
+
+    Attributes:
+        data: the file's content.
+        difference: between its logits and the model's, the largest; None where nothing here can run it.
+    """
+
+    data: bytes
+    difference: float | None
+
+
+def export_program(program: InferenceProgram, images: Tensor, dynamic: bool, info: Mapping[str, Any]) -> Exported:
+    """``program`` as a ``.pt2`` file of ``torch.export``, checked.
+
+    Args:
+        images: a batch of the kind that it takes; see :func:`example`.
+        dynamic: whether it takes any number of images, or just as many.
+        info: goes into the file, as ``vitcod.json``.
+
+    Raises:
+        RuntimeError: if the file computes something else.
+    """
+    file = io.BytesIO()
+    torch.export.save(
+        _trace(program, images, dynamic), file, extra_files={f"{METADATA_KEY}.json": json.dumps(info)}
+    )
+    file.seek(0)
+    again = torch.export.load(file).module()
+    return Exported(file.getvalue(), _difference(again, program, images, dynamic))
+
+
+def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: Mapping[str, Any]) -> Exported:
+    """``program`` as an ONNX file, with inputs ``images`` and outputs ``logits``; checked by onnxruntime if it is
+    installed. Arguments and errors as for :func:`export_program`."""
+    # onnxscript's optimiser looks through the whole graph at every node of it; runtimes have their own.
+    made = torch.onnx.export(
+        _trace(program, images, dynamic),
+        dynamo=True,
+        optimize=program.planned == 0,
+        external_data=False,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+    assert made is not None
+    made.model.metadata_props[METADATA_KEY] = json.dumps(info)
+    data = made.model_proto.SerializeToString()
+    if find_spec("onnxruntime") is None:
+        return Exported(data, None)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return Exported(data, _difference(run, program, images, dynamic))
+
+
+def check_onnx(model: nn.Module) -> None:
+    """Raise a VitcodError if ``model`` can't become an ONNX file here: packages missing, or too large."""
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise VitcodError(
+            f"--output to .onnx needs {' and '.join(missing)}; pip install 'vitcod[onnx]', or export to .pt2."
+        )
+    size = sum(x.nbytes for x in model.state_dict().values())
+    if size > ONNX_BYTES:
+        raise VitcodError(
+            f"--output: the weights take {size / 2**30:.1f} GiB, and an ONNX file can't hold 2; export to .pt2."
+        )
+
+
+def example(shape: tuple[int, int, int], dtype: torch.dtype, batch_size: int | None) -> Tensor:
+    """A batch [B, C, H, W] of noise, as a program takes it; two images where any number will do.
+
+    Args:
+        shape: (C, H, W). dtype: uint8, or float32 for normalised pictures.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch_size or 2, *shape), generator=generator, dtype=torch.uint8)
+    return images if dtype == torch.uint8 else images / 127.5 - 1
+
+
+def _trace(program: InferenceProgram, images: Tensor, dynamic: bool) -> ExportedProgram:
+    shapes = {"images": {0: Dim("batch")}} if dynamic else None
+    with torch.no_grad():
+        return torch.export.export(program, (images,), dynamic_shapes=shapes, strict=False)
+
+
+@torch.inference_mode()
+def _difference(
+    again: Callable[[Tensor], Tensor], program: InferenceProgram, images: Tensor, dynamic: bool
+) -> float:
+    """Largest difference of logits; of one image and of three, too, where any number is taken."""
+    batches = [images, images[:1], torch.cat([images, images[:1]])] if dynamic else [images]
+    largest = 0.0
+    for batch in batches:
+        expected = program(batch)
+        found = float((again(batch) - expected).abs().max())
+        if not found <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise RuntimeError(f"the exported program's logits differ from the model's by {found}")
+        largest = max(largest, found)
+    return largest

@@ -1,0 +1,72 @@
+"""What is exported, and in which form. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.settings import Settings, setting
+
+Form = Literal["program", "onnx", "weights"]
+
+_FORMS: dict[str, Form] = {".pt2": "program", ".onnx": "onnx", ".safetensors": "weights"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """Options of ``vitcod export``."""
+
+    output: str | None = setting(
+        None,
+        "File to write; its ending says what: .pt2 for a torch.export program, .onnx, or .safetensors for weights "
+        "that plain timm loads.",
+        panel="Output",
+        metavar="FILE",
+        show_default=False,
+    )
+    overwrite: bool = setting(False, "Replace the file when it is there already.", panel="Output")
+    input: Literal["float32", "uint8"] = setting(
+        "float32",
+        "Pictures that the program takes: float32, normalised already, or uint8, which it normalises itself.",
+        panel="Program",
+    )
+    batch_size: int | None = setting(
+        None,
+        "Pictures in a batch of the program. With a fixed number, attention leaves out what the mask prunes "
+        "where that is expected to save time.",
+        panel="Program",
+        minimum=1,
+        metavar="N",
+        show_default="any number",
+    )
+
+    @property
+    def path(self) -> Path:
+        """The file to write.
+
+        Raises:
+            VitcodError: if none is named.
+        """
+        if self.output is None:
+            raise VitcodError("--output is needed: name the file to write, such as model.pt2 or model.onnx.")
+        return Path(self.output)
+
+    @property
+    def form(self) -> Form:
+        """What the ending of ``output`` asks for.
+
+        Raises:
+            VitcodError: if it asks for nothing known, or for weights with an option of programs.
+        """
+        form = _FORMS.get(self.path.suffix.lower())
+        if form is None:
+            raise VitcodError(
+                f"--output {self.path} doesn't end in .pt2 (a torch.export program), .onnx or .safetensors "
+                "(weights for timm); the ending says what to write."
+            )
+        for flag, given in (("--batch-size", self.batch_size is not None), ("--input", self.input != "float32")):
+            if form == "weights" and given:
+                raise VitcodError(f"{flag} is for programs; leave it out for weights, or export to .pt2 or .onnx.")
+        return form
