@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vitcod_cli.reporting import Reporter
+
     ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 setting = partial(_setting, panel="Runtime")
@@ -107,8 +109,11 @@ class Runtime:
 
 
 @contextmanager
-def start(settings: RuntimeSettings) -> Iterator[Runtime]:
+def start(settings: RuntimeSettings, reporter: Reporter | None = None) -> Iterator[Runtime]:
     """Pick the device, seed everything, join the run's other processes for the time of the block.
+
+    Args:
+        reporter: told if another precision would be much faster here.
 
     Raises:
         VitcodError: if the device isn't there, or there are more processes than GPUs.
@@ -121,6 +126,10 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
         torch.backends.cudnn.benchmark = not settings.deterministic
     else:
         _keep_freed_memory()
+        if reporter is not None and settings.precision == "auto" and _has_amx():
+            reporter.info(
+                "This CPU has AMX: --precision bfloat16 is several times as fast as float32, the default."
+            )
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -148,6 +157,13 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_max, 0)
+
+
+def _has_amx() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware of their own."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # not public, so it may go
 
 
 def _make_deterministic(device: torch.device) -> None:

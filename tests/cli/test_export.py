@@ -180,6 +180,13 @@ def test_weights_for_timm(cli: Cli, kind: str, tiny_config: ModelConfig) -> None
     torch.testing.assert_close(logits_of(ours, images), logits_of(again, images))
 
 
+def test_a_model_without_a_head_gives_features(cli: Cli, tiny_config: ModelConfig) -> None:
+    saved(tiny_config.changed(num_classes=0))
+    outcome = cli("export", "--checkpoint", "model.safetensors", "--output", "model.pt2", "--batch-size", 2)
+    assert "Takes float32 pictures [2, 3, 32, 32], gives features [2, 24]." in outcome.err
+    assert torch.export.load("model.pt2").module()(images_of(2)).shape == (2, 24)
+
+
 def test_what_timm_has_no_place_for(cli: Cli, tiny_config: ModelConfig) -> None:
     words = ("export", "--checkpoint", "model.safetensors", "--output", "folded.safetensors")
     saved(tiny_config, mask=True)

@@ -16,6 +16,7 @@ import torch
 from tiny import train
 
 from vitcod_cli import distributed
+from vitcod_cli.commands.console import PlainReporter
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.runtime import RuntimeSettings, seed_everything, start
 
@@ -47,6 +48,18 @@ def test_auto_on_the_cpu_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (runtime.device.type, runtime.dtype) == ("cpu", torch.float32)
         with runtime.autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("amx", "precision", "told"), [(True, "auto", 1), (True, "float32", 0), (False, "auto", 0)]
+)
+def test_a_cpu_with_amx_is_pointed_out(
+    amx: bool, precision: Any, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    with start(RuntimeSettings(device="cpu", precision=precision), PlainReporter()) as runtime:
+        assert runtime.dtype == torch.float32
+    assert capsys.readouterr().err.count("--precision bfloat16") == told
 
 
 def draws() -> tuple[float, float, float]:

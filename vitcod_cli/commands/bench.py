@@ -55,7 +55,7 @@ def bench(
     from vitcod_cli.runtime import start
 
     reporter = console()
-    with start(runtime) as place:
+    with start(runtime, reporter) as place:
         network = load_model(
             model, checkpoint, flag="--checkpoint", drop_path=DROP_PATH, reporter=reporter, mask=mask
         )

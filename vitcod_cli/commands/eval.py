@@ -58,7 +58,7 @@ def evaluate(
     from vitcod_cli.training.evaluate import evaluate as measure
 
     reporter = console()
-    with start(runtime) as place:
+    with start(runtime, reporter) as place:
         network = load_model(model, checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
         prepare_inference(place.prepare(network), place.dtype)
         images = open_dataset(data, split, num_classes=network.num_classes, reporter=reporter)

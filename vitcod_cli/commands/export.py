@@ -35,6 +35,10 @@ def export(
     form, path = export.form, export.path
     if path.exists() and not export.overwrite:
         raise VitcodError(f"{path} exists; replace it with --overwrite, or name another file with --output.")
+    if form == "onnx":
+        from vitcod_cli.export.program import check_onnx_packages
+
+        check_onnx_packages()
     from vitcod_cli.commands.console import console, print_json, print_result
     from vitcod_cli.model.load import load_model
 
@@ -74,12 +78,9 @@ def _write_program(
     from vitcod_cli.artifacts.files import atomic_path
     from vitcod_cli.commands.common import preprocess_of
     from vitcod_cli.data.settings import DataSettings
-    from vitcod_cli.export.program import InferenceProgram, check_onnx, example, export_onnx, export_program
+    from vitcod_cli.export.program import InferenceProgram, example, export_onnx, export_program
     from vitcod_cli.model.build import keep_mask, model_config
 
-    onnx = settings.form == "onnx"
-    if onnx:
-        check_onnx(network)
     keep, config = keep_mask(network), model_config(network)
     preprocess = preprocess_of(network, DataSettings())
     info: dict[str, Any] = {
@@ -96,7 +97,7 @@ def _write_program(
     reporter.info(
         "Tracing the model; with much to leave out, it takes a minute." if program.planned else "Tracing."
     )
-    make, dynamic = (export_onnx if onnx else export_program), settings.batch_size is None
+    make, dynamic = (export_onnx if settings.form == "onnx" else export_program), settings.batch_size is None
     made = make(program, images, dynamic, info)
     with atomic_path(path) as temporary:
         temporary.write_bytes(made.data)
@@ -107,14 +108,14 @@ def _write_program(
 
 def _in_words(program: Any, info: dict[str, Any], difference: float | None) -> list[str]:
     """What was made, in lines."""
-    taken, classes = info["input"], info["model_config"]["num_classes"]
+    taken, model = info["input"], program.model
+    given = f"logits [B, {model.num_classes}]" if model.num_classes else f"features [B, {model.num_features}]"
     batch = "B" if taken["batch_size"] is None else str(taken["batch_size"])
     shape = ", ".join([batch, *map(str, taken["input_size"])])
-    lines = [f"Takes {taken['dtype']} pictures [{shape}], gives logits [{batch}, {classes}]."]
+    lines = [f"Takes {taken['dtype']} pictures [{shape}], gives {given.replace('B', batch)}."]
     if taken["dtype"] != "uint8":
-        lines.append(
-            f"Normalise them: of pixels in 0..1, mean {_rounded(taken['mean'])}, std {_rounded(taken['std'])}."
-        )
+        figures = f"mean {_rounded(taken['mean'])}, std {_rounded(taken['std'])}"
+        lines.append(f"Normalise them first: {figures} of pixels in 0..1.")
     if program.planned:
         lines.append(f"What the mask prunes is left out in blocks: {program.planned} of {program.num_blocks}.")
     elif program.least_batch is not None:

@@ -101,7 +101,18 @@ def export_program(program: InferenceProgram, images: Tensor, dynamic: bool, inf
 
 def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: Mapping[str, Any]) -> Exported:
     """``program`` as an ONNX file, with inputs ``images`` and outputs ``logits``; checked by onnxruntime if it is
-    installed. Arguments and errors as for :func:`export_program`."""
+    installed. Arguments as for :func:`export_program`.
+
+    Raises:
+        VitcodError: if it doesn't fit into one ONNX file.
+        RuntimeError: if the file computes something else.
+    """
+    size = sum(tensor.nbytes for tensor in (*program.parameters(), *program.buffers()))
+    if size > ONNX_BYTES:
+        raise VitcodError(
+            f"--output: weights and masks take {size / 2**30:.1f} GiB, and an ONNX file can't hold 2; "
+            "export to .pt2."
+        )
     # onnxscript's optimiser looks through the whole graph at every node of it; runtimes have their own.
     made = torch.onnx.export(
         _trace(program, images, dynamic),
@@ -128,17 +139,12 @@ def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: 
     return Exported(data, _difference(run, program, images, dynamic))
 
 
-def check_onnx(model: nn.Module) -> None:
-    """Raise a VitcodError if ``model`` can't become an ONNX file here: packages missing, or too large."""
+def check_onnx_packages() -> None:
+    """Raise a VitcodError unless what :func:`export_onnx` needs is installed."""
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise VitcodError(
             f"--output to .onnx needs {' and '.join(missing)}; pip install 'vitcod[onnx]', or export to .pt2."
-        )
-    size = sum(x.nbytes for x in model.state_dict().values())
-    if size > ONNX_BYTES:
-        raise VitcodError(
-            f"--output: the weights take {size / 2**30:.1f} GiB, and an ONNX file can't hold 2; export to .pt2."
         )
 
 
