@@ -88,6 +88,13 @@ class Runtime:
             model.compile()
         return model
 
+    def advise(self, reporter: Reporter) -> None:
+        """Say so if another precision would be much faster here."""
+        if self.settings.precision == "auto" and self.device.type == "cpu" and _has_amx():
+            reporter.info(
+                "This CPU has AMX: --precision bfloat16 is several times as fast as float32, the default."
+            )
+
     def synchronize(self) -> None:
         """Wait until the device has done what was asked of it (for time measurements)."""
         import torch
@@ -109,11 +116,8 @@ class Runtime:
 
 
 @contextmanager
-def start(settings: RuntimeSettings, reporter: Reporter | None = None) -> Iterator[Runtime]:
+def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     """Pick the device, seed everything, join the run's other processes for the time of the block.
-
-    Args:
-        reporter: told if another precision would be much faster here.
 
     Raises:
         VitcodError: if the device isn't there, or there are more processes than GPUs.
@@ -126,10 +130,6 @@ def start(settings: RuntimeSettings, reporter: Reporter | None = None) -> Iterat
         torch.backends.cudnn.benchmark = not settings.deterministic
     else:
         _keep_freed_memory()
-        if reporter is not None and settings.precision == "auto" and _has_amx():
-            reporter.info(
-                "This CPU has AMX: --precision bfloat16 is several times as fast as float32, the default."
-            )
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

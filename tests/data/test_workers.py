@@ -100,7 +100,8 @@ def test_signals_to_the_whole_job_leave_the_step_to_the_main_process() -> None:
         check=False,
         env={**os.environ, "PYTHONPATH": str(here.parents[1])},
     )
-    assert done.stdout.split() == ["SIGINT", "SIGTERM", "60"]
+    *signals, count = done.stdout.split()
+    assert (set(signals), count) == ({"SIGINT", "SIGTERM"}, "60")  # they come together, in any order
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert "in the middle of a pass" in done.stderr

@@ -57,7 +57,8 @@ def test_a_cpu_with_amx_is_pointed_out(
     amx: bool, precision: Any, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    with start(RuntimeSettings(device="cpu", precision=precision), PlainReporter()) as runtime:
+    with start(RuntimeSettings(device="cpu", precision=precision)) as runtime:
+        runtime.advise(PlainReporter())
         assert runtime.dtype == torch.float32
     assert capsys.readouterr().err.count("--precision bfloat16") == told
 

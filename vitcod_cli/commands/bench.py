@@ -55,13 +55,14 @@ def bench(
     from vitcod_cli.runtime import start
 
     reporter = console()
-    with start(runtime, reporter) as place:
+    with start(runtime) as place:
         network = load_model(
             model, checkpoint, flag="--checkpoint", drop_path=DROP_PATH, reporter=reporter, mask=mask
         )
         models = _models(place.prepare(network), measurement.against, reporter)
         if measurement.training and not all(one.num_classes for one in models.values()):
             raise VitcodError("A model of 0 classes has nothing to train; add --no-training.")
+        place.advise(reporter)
         counts = {name: count(place.prepare(one)) for name, one in models.items()}
         report = Report(
             about=_about(models, checkpoint, mask, measurement.against),

@@ -90,7 +90,7 @@ def dump_attn(
     from vitcod_cli.sparsity.importance import collect_importance
 
     reporter = console()
-    with start(runtime, reporter) as place:
+    with start(runtime) as place:
         network = load_model(model, attention.checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
         fold_auto_encoders(network)
         images = open_dataset(data, attention.split, num_classes=network.num_classes, reporter=reporter)
@@ -116,6 +116,7 @@ def dump_attn(
             seed=runtime.seed,
             reporter=reporter,
         )
+        place.advise(reporter)
         mean, num_images = collect_attention(
             place.compiled(place.prepare(network)), loader, place, reporter, attention.max_images
         )

@@ -58,7 +58,7 @@ def evaluate(
     from vitcod_cli.training.evaluate import evaluate as measure
 
     reporter = console()
-    with start(runtime, reporter) as place:
+    with start(runtime) as place:
         network = load_model(model, checkpoint, flag="--checkpoint", reporter=reporter, mask=mask)
         prepare_inference(place.prepare(network), place.dtype)
         images = open_dataset(data, split, num_classes=network.num_classes, reporter=reporter)
@@ -72,6 +72,7 @@ def evaluate(
                 reporter=reporter,
             )
         )
+        place.advise(reporter)
         result = measure(place.compiled(network), loader, place, reporter)
     reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     if json:

@@ -142,6 +142,7 @@ class FineTuning:
         if teacher is None:
             teacher = load_teacher(self.recipe, network, reporter)
         run = RunDirectory.open(self.output)
+        self.runtime.advise(reporter)
         about = self.about(network)
         if is_main():
             settings = (self.model, self.data, self.augmentation, self.recipe, self.runtime.settings, self.output)

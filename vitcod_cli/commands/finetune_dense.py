@@ -34,7 +34,7 @@ def finetune_dense(
     from vitcod_cli.runtime import start
 
     reporter = console()
-    with start(runtime, reporter) as place:
+    with start(runtime) as place:
         classes = model.num_classes or open_dataset(data, "train", num_classes=None, reporter=reporter).num_classes
         network = load_model(
             model.changed(num_classes=classes),

@@ -40,7 +40,7 @@ def finetune_sparse(
     from vitcod_cli.runtime import start
 
     reporter = console()
-    with start(runtime, reporter) as place:
+    with start(runtime) as place:
         network = load_model(
             model, init_from, flag="--init-from", drop_path=recipe.drop_path, reporter=reporter, mask=mask
         )
