@@ -20,7 +20,7 @@ from vitcod_cli.model.auto_encoder import (
     init_published,
     projections,
 )
-from vitcod_cli.model.explicit_attention import ExplicitAttention
+from vitcod_cli.model.explicit_attention import ExplicitAttention, slices
 from vitcod_cli.model.planned_attention import AttentionPlan, additive_mask, plan_attention
 
 COLLECTED_BYTES = 32 * 2**20
@@ -237,12 +237,12 @@ class SparseLowRankAttention(Attention):
         additive = None if self.keep is None else additive_mask(self.keep, q.dtype)
         # In the layout that merge() wants, so that it copies nothing.
         attended = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        for few in _slices(len(q), images):
+        for few in slices(len(q), images):
             # Contiguous: as views they would be copied for every product.
             q_, k_, v_ = (x[few].contiguous() for x in (q, k.transpose(-2, -1), v))
             # At batch 256 the probabilities of ViT-Base alone would take 500 MB.
             row = q_.dtype.itemsize * q_.shape[0] * q_.shape[1] * q_.shape[2]
-            for part in _slices(q_.shape[2], max(COLLECTED_BYTES // row, 1)):
+            for part in slices(q_.shape[2], max(COLLECTED_BYTES // row, 1)):
                 logits = (q_[:, :, part] * self.scale) @ k_
                 if additive is not None:
                     logits += additive[:, part]
@@ -250,7 +250,3 @@ class SparseLowRankAttention(Attention):
                 self.attention_sum[:, part] += probabilities.detach().sum(dim=0)
                 attended[few, :, part] = probabilities.to(v.dtype) @ v_
         return attended
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, length, size)]

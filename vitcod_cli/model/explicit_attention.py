@@ -24,7 +24,7 @@ class ExplicitAttention(torch.autograd.Function):
         """Of q, k, v [B, H, N, d] and the mask as what is added to logits [H, N, N]: [B, H, N, d]."""
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         probabilities = []
-        for part in _slices(q):
+        for part in _parts(q):
             probabilities.append(_probabilities(q[part], k[part], additive))
             out[part] = probabilities[-1] @ v[part]
         ctx.save_for_backward(q, k, v, *probabilities)
@@ -38,7 +38,7 @@ class ExplicitAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         # torch.compile traces this under the autocast of the forward pass.
         with torch.autocast(q.device.type, enabled=False):
-            for part, p in zip(_slices(q), probabilities, strict=True):
+            for part, p in zip(_parts(q), probabilities, strict=True):
                 grad_ = grad[part].contiguous()  # used twice, and as a view it would be copied at every use
                 grad_v[part] = p.transpose(-2, -1) @ grad_
                 by_p = grad_ @ v[part].transpose(-2, -1)
@@ -58,8 +58,12 @@ def _scale(q: Tensor) -> float:
     return float(q.shape[-1] ** -0.5)
 
 
-def _slices(q: Tensor) -> list[slice]:
-    """Parts of the batch of ``q`` [B, H, N, d]."""
+def _parts(q: Tensor) -> list[slice]:
+    """Of the batch of ``q`` [B, H, N, d]."""
     batch, heads, tokens, _ = q.shape
-    size = max(SLICE_BYTES // (heads * tokens**2 * q.element_size()), 1)
-    return [slice(start, start + size) for start in range(0, batch, size)]
+    return slices(batch, max(SLICE_BYTES // (heads * tokens**2 * q.element_size()), 1))
+
+
+def slices(length: int, size: int) -> list[slice]:
+    """0 to ``length`` in parts of ``size``, the last of what is left."""
+    return [slice(start, start + size) for start in range(0, length, size)]
