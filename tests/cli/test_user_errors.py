@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,13 @@ def test_no_such_path(cli: Cli, tiny_checkpoint: Path, image_folder: Path) -> No
     assert "nowhere" in the_error(cli("eval", "--checkpoint", tiny_checkpoint, "--data-path", "nowhere"))
     assert "--mask" in the_error(cli("eval", "--checkpoint", tiny_checkpoint, *data, "--mask", "nowhere.npy"))
     assert "--attn-map nowhere.npy" in the_error(cli("gen-mask", "--attn-map", "nowhere.npy"))
+
+
+def test_a_map_that_is_a_pipe(run_cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """Nobody writes to it: whoever opened it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    done = run_cli("gen-mask", "--attn-map", "pipe", timeout=60)
+    assert (done.returncode, "not a regular file" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["eval", "finetune-lowrank", "finetune-sparse", "dump-attn", "gen-mask"])

@@ -80,12 +80,13 @@ def _write_program(
     from vitcod_cli.data.settings import DataSettings
     from vitcod_cli.export.program import InferenceProgram, example, export_onnx, export_program
     from vitcod_cli.model.build import keep_mask, model_config
+    from vitcod_cli.sparsity.masks import sparsity_of
 
     keep, config = keep_mask(network), model_config(network)
     preprocess = preprocess_of(network, DataSettings())
     info: dict[str, Any] = {
         "model_config": config.to_dict(),
-        "sparsity": None if keep is None else 1 - keep.float().mean().item(),
+        "sparsity": None if keep is None else sparsity_of(keep.numpy()),
         "input": {"dtype": settings.input, "batch_size": settings.batch_size, **vars(preprocess)},
         **origin,
     }

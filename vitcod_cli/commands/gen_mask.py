@@ -67,8 +67,9 @@ def gen_mask(
         raise VitcodError("--attn-map is needed: name the attention map that vitcod dump-attn wrote.")
     if output.output is not None:
         output.target("")
-    from vitcod_cli.artifacts.files import sha256_of
+    from vitcod_cli.artifacts.files import checked_path, sha256_of
 
+    checked_path(attn_map, "--attn-map")
     with ThreadPoolExecutor(1) as beside:  # the checksum takes as long as importing numpy
         checksum = beside.submit(sha256_of, attn_map)
         from vitcod_cli.artifacts.attention_map import read_attention_map
