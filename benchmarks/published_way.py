@@ -84,7 +84,7 @@ def main() -> None:
                 for name, model in models.items():
                     places[name].prepare(model)
                     if mode == "forward":
-                        ready = model if name == "published way" else for_inference(model)
+                        ready = model if name == "published way" else for_inference(model, runtime.dtype)
                         work = forward_pass(ready, options.batch_size, places[name])
                     else:
                         work = training_step(model, make_optimizer(model), options.batch_size, places[name])
