@@ -16,7 +16,7 @@ import vitcod_cli.model.attention as attention
 import vitcod_cli.model.explicit_attention as explicit_attention
 from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.auto_encoder import Reconstruction, compressed_heads, projections
+from vitcod_cli.model.auto_encoder import FoldedReconstruction, Reconstruction, compressed_heads, projections
 from vitcod_cli.model.build import attention_shape, attentions, fold_auto_encoders, set_keep_mask
 from vitcod_cli.model.explicit_attention import ExplicitAttention
 from vitcod_cli.model.planned_attention import additive_mask
@@ -65,8 +65,10 @@ def test_without_mask_and_auto_encoder_it_is_timms(kind: str, images: Tensor) ->
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "svd_type", "masked"), list(product(KINDS, SVD_TYPES, (False, True))))
-def test_every_path_is_the_definition(kind: str, svd_type: SvdType, masked: bool) -> None:
-    """Folded and fused, unfolded and fused, unfolded and explicit: one function."""
+def test_every_path_is_the_definition(
+    kind: str, svd_type: SvdType, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folded and fused, unfolded and fused, unfolded and explicit, the loss from folded weights: one function."""
     model = random_model(config_of(kind, svd_type=svd_type)).double()
     if masked:
         set_keep_mask(model, random_keep(model))
@@ -76,11 +78,13 @@ def test_every_path_is_the_definition(kind: str, svd_type: SvdType, masked: bool
     torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
     assert layer.reconstruction_loss is None
     layer.record_reconstruction = True
-    torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
-    if svd_type == "none":
-        assert layer.reconstruction_loss is None
-    else:
-        torch.testing.assert_close(layer.reconstruction_loss, loss, rtol=1e-12, atol=0)
+    for width in (0, 1000):
+        monkeypatch.setitem(attention.FOLDED_WIDTH, torch.float64, width)
+        torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+        if svd_type == "none":
+            assert layer.reconstruction_loss is None
+        else:
+            torch.testing.assert_close(layer.reconstruction_loss, loss, rtol=1e-12, atol=0)
     layer.attention_sum = torch.zeros(probabilities.shape[1:], dtype=torch.float64)
     torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(layer.attention_sum, probabilities.sum(0), rtol=1e-9, atol=1e-12)
@@ -102,6 +106,47 @@ def test_the_gradients_of_a_reconstruction() -> None:
     assert torch.autograd.gradcheck(reconstruct, [x.requires_grad_() for x in (qkv, m, b)])
 
 
+def test_the_gradients_of_a_folded_reconstruction() -> None:
+    """Against finite differences and the norm by its definition, for tokens far from zero."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 5, 6), (2, 4, 6), (2, 4))
+    tokens, weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    tokens += torch.tensor([0, 0, 50, 0, -3, 0])
+
+    def norms(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        found: Tensor = FoldedReconstruction.apply(tokens, weight, bias)
+        differences = torch.einsum("prc,btc->pbtr", weight, tokens) + bias[:, None, None]
+        torch.testing.assert_close(found, differences.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+        return found
+
+    assert torch.autograd.gradcheck(norms, [x.requires_grad_() for x in (tokens, weight, bias)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 5e-4), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)]
+)
+def test_a_folded_reconstruction_of_tokens_with_outliers(dtype: torch.dtype, tolerance: float) -> None:
+    """A mean that half precision rounds by as much as the tokens vary, and sums that float16 can't hold."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(8, 197, 24, generator=generator)
+    tokens[..., 3] += 1001
+    tokens[..., 5] *= 20
+    tokens = tokens.to(dtype)
+    weight = torch.randn(2, 24, 24, generator=generator)
+    weight[..., 5] /= 20
+    bias = torch.randn(2, 24, generator=generator) - weight @ tokens.double().mean(dim=(0, 1)).float()
+
+    def gradients(*given: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().clone().requires_grad_() for x in given]
+        norms = FoldedReconstruction.apply(*leaves)
+        norms.sum().backward()
+        return norms.detach(), *(x.grad for x in leaves if x.grad is not None)
+
+    expected = gradients(tokens.double(), weight.double(), bias.double())
+    for one, exact in zip(gradients(tokens, weight, bias), expected, strict=True):
+        assert (one.double() - exact).norm() < tolerance * exact.norm()
+
+
 def test_a_perfect_reconstruction_has_a_gradient_of_zero() -> None:
     q = torch.randn(1, 3, 4, 2, requires_grad=True)
     _, norm = Reconstruction.apply(q, torch.eye(3), torch.zeros(3))
@@ -109,6 +154,20 @@ def test_a_perfect_reconstruction_has_a_gradient_of_zero() -> None:
     assert norm.item() == 0
     assert q.grad is not None
     assert (q.grad == 0).all()
+
+
+def test_a_folded_reconstruction_without_error_has_a_gradient_of_zero() -> None:
+    """And leaves that of the projection beside it alone."""
+    tokens = torch.randn(1, 3, 4, requires_grad=True)
+    weight = torch.stack([torch.zeros(2, 4), torch.randn(2, 4)]).requires_grad_()
+    norms = FoldedReconstruction.apply(tokens, weight, torch.zeros(2, 2))
+    norms.sum().backward()
+    assert norms[0].item() == 0
+    assert tokens.grad is not None
+    assert weight.grad is not None
+    assert tokens.grad.isfinite().all()
+    assert (weight.grad[0] == 0).all()
+    assert (weight.grad[1] != 0).all()
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -303,19 +362,45 @@ def test_reconstruction_loss_keeps_its_accuracy_under_autocast() -> None:
     torch.testing.assert_close(layer.reconstruction_loss, exact, rtol=5e-3, atol=0)
 
 
-def test_gradients_are_the_same_folded_or_not(images: Tensor) -> None:
-    gradients = []
-    for record in (False, True):
-        model = random_model(config_of("class token", svd_type="mix_head_fc_qk"))
+@pytest.mark.parametrize("svd_type", SVD_TYPES)
+def test_gradients_are_the_same_folded_or_not(
+    images: Tensor, svd_type: SvdType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reconstruction loss from the folded weights or from Q and K, and without it, folded or not."""
+
+    def gradients(weight: float, width: int, record: bool = True) -> dict[str, Tensor]:
+        monkeypatch.setitem(attention.FOLDED_WIDTH, torch.float64, width)
+        model = random_model(config_of("class token", svd_type=svd_type)).double()
         set_keep_mask(model, random_keep(model))
         for layer in attentions(model):
             layer.record_reconstruction = record
-        model(images).square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    assert all(gradient is not None for gradient in gradients[0].values())
-    for name, gradient in gradients[0].items():
-        scale = float(gradients[1][name].abs().max())
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5 * max(scale, 1))
+        loss = model(images.double()).square().sum()
+        recorded = [layer.reconstruction_loss for layer in attentions(model)]
+        assert all((found is None) == (not record or svd_type == "none") for found in recorded)
+        (loss + weight * sum(found for found in recorded if found is not None)).backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        return {name: parameter.grad for name, parameter in model.named_parameters()}  # type: ignore[misc]
+
+    for one, other in (
+        (gradients(1.0, 1000), gradients(1.0, 0)),
+        (gradients(0.0, 0, record=False), gradients(0.0, 0)),
+    ):
+        for name, gradient in one.items():
+            scale = max(float(other[name].abs().max()), 1.0)
+            torch.testing.assert_close(gradient, other[name], rtol=1e-9, atol=1e-10 * scale)
+
+
+def test_a_wide_layer_in_float32_takes_its_loss_from_q_and_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the width at which the products of the folded way cost more than the passes that they save."""
+    layer = first(random_model(config_of("class token", svd_type="mix_head_fc_qk")))
+    layer.record_reconstruction = True
+    taken: list[str] = []
+    monkeypatch.setattr(layer, "_reconstruct", lambda x, letter: taken.append(letter) or x)
+    width = layer.qkv.in_features
+    for limit, expected in ((width, []), (width - 1, ["q", "k"])):
+        monkeypatch.setitem(attention.FOLDED_WIDTH, torch.float32, limit)
+        layer(tokens_for(layer))
+        assert taken == expected
 
 
 def test_the_mask_is_in_the_state_dict_and_moves_with_the_model() -> None:

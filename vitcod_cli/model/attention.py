@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.model.auto_encoder import (
+    FoldedReconstruction,
     Reconstruction,
     accurate_dtype,
     compressed_heads,
@@ -22,6 +23,10 @@ from vitcod_cli.model.auto_encoder import (
 )
 from vitcod_cli.model.explicit_attention import ExplicitAttention, slices
 from vitcod_cli.model.planned_attention import AttentionPlan, additive_mask, plan_attention
+
+FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
+"""Widest layer whose reconstruction loss comes from folded weights on a CPU. The products that this takes grow
+with the square of the width, the passes over Q and K that it saves do not; a GPU is short of time for passes."""
 
 COLLECTED_BYTES = 32 * 2**20
 """Attention maps are collected so many bytes of probabilities at a time."""
@@ -135,6 +140,31 @@ class SparseLowRankAttention(Attention):
         assert bias is not None  # an auto-encoder has one, even where qkv has none
         self.qkv.weight, self.qkv.bias = nn.Parameter(weight), nn.Parameter(bias)
 
+    def _folded_reconstruction(self, x: Tensor) -> Tensor | None:
+        """The reconstruction loss of tokens ``x`` [B, N, C], from weights alone; None without an auto-encoder."""
+        weights, biases = [], []
+        for index, letter in enumerate("qk"):
+            pair = self.auto_encoder(letter)
+            if pair is not None:
+                m, b = head_map(*pair)
+                rows = slice(index * self.attn_dim, (index + 1) * self.attn_dim)
+                bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+                weight, bias = fold_rows(self.qkv.weight[rows], bias, m - torch.eye(len(m)).to(m), b)
+                weights.append(weight)
+                biases.append(bias)
+        if not weights:
+            return None
+        with torch.autocast(x.device.type, enabled=False):
+            norms: Tensor = FoldedReconstruction.apply(x, torch.stack(weights), torch.stack(biases))
+        return norms.sum()
+
+    def _folds(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether this forward of ``x``, computed in ``dtype``, puts the auto-encoder into the qkv weights."""
+        if not self.foldable or self.token_observer is not None:
+            return False
+        narrow = x.shape[-1] <= FOLDED_WIDTH.get(dtype, 0)
+        return narrow or not self.record_reconstruction or x.device.type != "cpu"
+
     def _reconstruct(self, x: Tensor, letter: str) -> Tensor:
         """``x`` [B, H, N, d] through its auto-encoder; leaves the loss when it is recorded."""
         pair = self.auto_encoder(letter)
@@ -154,7 +184,12 @@ class SparseLowRankAttention(Attention):
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K (reconstructed) and V of tokens ``x`` [B, N, C], each [B, H, N, d]."""
         self.reconstruction_loss = None
-        fold = self.foldable and not self.record_reconstruction and self.token_observer is None
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        fold = self._folds(x, dtype)
+        if fold and self.record_reconstruction:
+            x = x.to(dtype)  # once for both
+            self.reconstruction_loss = self._folded_reconstruction(x)
         qkv = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
         q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if fold:

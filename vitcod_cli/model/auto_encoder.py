@@ -103,6 +103,58 @@ class Reconstruction(torch.autograd.Function):
         return grad_x.to(x.dtype).view(x.shape), grad_mb[:, :-1], grad_mb[:, -1]
 
 
+_SCALE = 2.0**-6
+"""Of tokens that are multiplied by themselves: float16 can then hold the sum over 10^5 of them, exactly scaled."""
+
+
+class FoldedReconstruction(torch.autograd.Function):
+    """The norm of x - x_hat where x_hat comes from folded weights and x is never computed.
+
+    x - x_hat is an affine map of the layer's tokens, so the norm follows from their mean and scatter, and its
+    gradient from one product with the tokens: no pass over Q and K at all. Centred first, for the tokens of
+    trained models have channels whose mean is far larger than what varies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """||W_p z + b_p||_2 over all tokens z, for each projection p.
+
+        Args:
+            tokens: [..., C]; its dtype is that of the large products.
+            weight: [P, R, C] and bias [P, R]: W_p and b_p, in float32 or float64, as is the result [P].
+        """
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        mean = flat.mean(dim=0, dtype=weight.dtype)
+        minus_mean = (-_SCALE * mean).to(flat.dtype)
+        offset = _SCALE * mean + minus_mean  # what rounding the mean leaves behind, in every token
+        centred = torch.add(minus_mean, flat, alpha=_SCALE)
+        scatter = (centred.mT @ centred).to(weight.dtype).addr_(offset, offset, alpha=-len(flat))
+        by_scatter = (weight.to(flat.dtype) @ scatter.to(flat.dtype)).to(weight.dtype) / _SCALE**2
+        at_mean = weight @ mean + bias
+        squares = (by_scatter * weight).sum(dim=(1, 2)) + len(flat) * at_mean.square().sum(dim=1)
+        norms = squares.clamp_min(0).sqrt()
+        ctx.save_for_backward(centred, weight, mean, offset, by_scatter, at_mean, norms)
+        ctx.shape = tokens.shape
+        return norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the tokens, W and b; that of a norm of 0 is 0, as torch has it."""
+        centred, weight, mean, offset, by_scatter, at_mean, norms = ctx.saved_tensors
+        dtype = centred.dtype
+        # torch.compile traces this under the autocast of the forward pass.
+        with torch.autocast(centred.device.type, enabled=False):
+            pull = torch.where(norms > 0, grad / norms, 0.0)[:, None]
+            grad_bias = len(centred) * pull * at_mean
+            grad_weight = torch.addcmul(grad_bias[..., None] * mean, pull[..., None], by_scatter)
+            pulled = (pull[..., None] * weight).flatten(0, 1)
+            square = (pulled.mT.to(dtype) @ weight.flatten(0, 1).to(dtype)).to(weight.dtype) / _SCALE
+            row = pulled.mT @ at_mean.flatten() - offset @ square
+            grad_tokens = torch.addmm(row.to(dtype), centred, square.to(dtype))
+        return grad_tokens.view(ctx.shape), grad_weight, grad_bias
+
+
 def _with_ones(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x [B, H, N, d] with a head of ones behind it, [B, H + 1, N*d]: an affine map becomes one product."""
     padded = x.new_empty(x.shape[0], x.shape[1] + 1, *x.shape[2:], dtype=dtype)
