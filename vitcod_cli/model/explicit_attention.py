@@ -22,46 +22,50 @@ class ExplicitAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, additive: Tensor | None) -> Tensor:
         """Of q, k, v [B, H, N, d] and the mask as what is added to logits [H, N, N]: [B, H, N, d]."""
-        out = torch.empty_like(v, memory_format=torch.contiguous_format)
+        qkv = q.new_empty(3, *q.shape)  # one contiguous copy, for this pass and the backward one
+        torch.mul(q, _scale(q.shape), out=qkv[0])
+        qkv[1], qkv[2] = k, v
+        qs, ks, vs = qkv.flatten(1, 2)
+        out = torch.empty_like(vs)
         probabilities = []
-        for part in _parts(q):
-            probabilities.append(_probabilities(q[part], k[part], additive))
-            out[part] = probabilities[-1] @ v[part]
-        ctx.save_for_backward(q, k, v, *probabilities)
-        return out
+        for part in _parts(q.shape, q.element_size()):
+            logits = torch.bmm(qs[part], ks[part].mT)
+            if additive is not None:
+                logits.view(-1, *additive.shape).add_(additive)
+            probabilities.append(logits.softmax(dim=-1))
+            torch.bmm(probabilities[-1], vs[part], out=out[part])
+        ctx.save_for_backward(qkv, *probabilities)
+        return out.view(q.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of q, k and v; the mask is fixed."""
-        q, k, v, *probabilities = ctx.saved_tensors
-        grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        qkv, *probabilities = ctx.saved_tensors
+        grads = torch.empty_like(qkv)
+        qs, ks, vs = qkv.flatten(1, 2)
+        grad_q, grad_k, grad_v = grads.flatten(1, 2)
         # torch.compile traces this under the autocast of the forward pass.
-        with torch.autocast(q.device.type, enabled=False):
-            for part, p in zip(_parts(q), probabilities, strict=True):
-                grad_ = grad[part].contiguous()  # used twice, and as a view it would be copied at every use
-                grad_v[part] = p.transpose(-2, -1) @ grad_
-                by_p = grad_ @ v[part].transpose(-2, -1)
-                by_logits = torch._softmax_backward_data(by_p, p, -1, p.dtype).mul_(_scale(q))
-                grad_q[part] = by_logits @ k[part]
-                grad_k[part] = by_logits.transpose(-2, -1) @ q[part]
-        return grad_q, grad_k, grad_v, None
+        with torch.autocast(grad.device.type, enabled=False):
+            grad_out = grad.contiguous().flatten(0, 1)
+            for part, p in zip(_parts(grad.shape, grad.element_size()), probabilities, strict=True):
+                torch.bmm(p.mT, grad_out[part], out=grad_v[part])
+                by_p = torch.bmm(grad_out[part], vs[part].mT)
+                by_logits = torch._softmax_backward_data(by_p, p, -1, p.dtype)
+                torch.bmm(by_logits, ks[part], out=grad_q[part])
+                torch.bmm(by_logits.mT, qs[part], out=grad_k[part])
+            grad_q.mul_(_scale(grad.shape))
+        return grads[0], grads[1], grads[2], None
 
 
-def _probabilities(q: Tensor, k: Tensor, additive: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + additive), [B, H, N, N]."""
-    logits = (q * _scale(q)) @ k.transpose(-2, -1)
-    return (logits if additive is None else logits.add_(additive)).softmax(dim=-1)
+def _scale(shape: torch.Size) -> float:
+    return float(shape[-1] ** -0.5)
 
 
-def _scale(q: Tensor) -> float:
-    return float(q.shape[-1] ** -0.5)
-
-
-def _parts(q: Tensor) -> list[slice]:
-    """Of the batch of ``q`` [B, H, N, d]."""
-    batch, heads, tokens, _ = q.shape
-    return slices(batch, max(SLICE_BYTES // (heads * tokens**2 * q.element_size()), 1))
+def _parts(shape: torch.Size, itemsize: int) -> list[slice]:
+    """Of the images of Q [B, H, N, d], as slices of B*H."""
+    batch, heads, tokens, _ = shape
+    return slices(batch * heads, max(SLICE_BYTES // (heads * tokens**2 * itemsize), 1) * heads)
 
 
 def slices(length: int, size: int) -> list[slice]:
