@@ -149,7 +149,8 @@ class SparseLowRankAttention(Attention):
                 m, b = head_map(*pair)
                 rows = slice(index * self.attn_dim, (index + 1) * self.attn_dim)
                 bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-                weight, bias = fold_rows(self.qkv.weight[rows], bias, m - torch.eye(len(m)).to(m), b)
+                identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
+                weight, bias = fold_rows(self.qkv.weight[rows], bias, m - identity, b)
                 weights.append(weight)
                 biases.append(bias)
         if not weights:
