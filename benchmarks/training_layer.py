@@ -21,8 +21,8 @@ from torch import Tensor
 from vitcod_cli.bench.timing import Spread, ratio, take_turns
 from vitcod_cli.model import attention
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.explicit_attention import ExplicitAttention
-from vitcod_cli.model.planned_attention import additive_mask
+from vitcod_cli.model.kernels.explicit import ExplicitAttention
+from vitcod_cli.model.kernels.planned import additive_mask
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 
 HEAD_DIM = 64

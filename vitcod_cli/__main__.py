@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     from typer.main import get_command
 
-    from vitcod_cli.app import app
+    from vitcod_cli.cli.app import app
 
     try:
         get_command(app).main(words, prog_name="vitcod")

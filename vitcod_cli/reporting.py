@@ -1,6 +1,6 @@
 """How long work tells of itself, without knowing the console: a protocol and its silent form.
 
-The command line passes a Rich implementation (``commands/console.py``); tests and processes other
+The command line passes a Rich implementation (``cli/console.py``); tests and processes other
 than rank 0 pass :class:`SilentReporter`.
 """
 

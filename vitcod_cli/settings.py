@@ -2,7 +2,7 @@
 
 A settings class is a frozen, keyword-only dataclass that derives from :class:`Settings` and whose
 fields are made with :func:`setting`. The command line expands it into options (see
-``commands/options.py``), so that an option is spelled, explained and checked alike everywhere.
+``cli/options.py``), so that an option is spelled, explained and checked alike everywhere.
 Nothing here imports torch, timm or Typer.
 """
 

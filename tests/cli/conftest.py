@@ -1,4 +1,4 @@
-"""The command line in this process: quick, for all that isn't about processes."""
+"""What the tests of the command line share."""
 
 from __future__ import annotations
 
@@ -6,26 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Cli, Outcome
 
-from vitcod_cli.__main__ import main
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.load import save_model
 
 
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
-    """``cli("eval", "--json")``: exit code, stdout and stderr of the command, run in ``tmp_path``."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
     torch.set_num_threads(1)
-
-    def run(*words: object) -> Outcome:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        return Outcome(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

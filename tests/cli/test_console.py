@@ -8,8 +8,8 @@ import json
 import pytest
 from rich.console import Console
 
-from vitcod_cli.commands import console as module
-from vitcod_cli.commands.console import PlainReporter, RichReporter, console, print_json, print_result
+from vitcod_cli.cli import console as module
+from vitcod_cli.cli.console import PlainReporter, RichReporter, console, print_json, print_result
 from vitcod_cli.reporting import SilentReporter
 
 

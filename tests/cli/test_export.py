@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import vitcod_cli.export.program as program
-import vitcod_cli.model.planned_attention as planned
+import vitcod_cli.model.kernels.planned as planned
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import attention_shape, build_model, set_keep_mask
 from vitcod_cli.model.load import load_model, save_model

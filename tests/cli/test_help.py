@@ -11,7 +11,7 @@ import pytest
 from command_line import ROOT, Cli
 
 from vitcod_cli import __version__
-from vitcod_cli.app import COMMANDS
+from vitcod_cli.cli.app import COMMANDS
 
 HEAVY = ("torch", "timm", "matplotlib", "torchvision", "pydantic", "rich")
 

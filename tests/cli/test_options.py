@@ -14,10 +14,10 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from vitcod_cli.app import VitcodCommand
-from vitcod_cli.commands.config import ABOUT, config_of
-from vitcod_cli.commands.options import expand
-from vitcod_cli.commands.values import as_type
+from vitcod_cli.cli.app import VitcodCommand
+from vitcod_cli.cli.coerce import as_type
+from vitcod_cli.cli.config import ABOUT, config_of
+from vitcod_cli.cli.options import expand
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, setting
 
@@ -204,7 +204,7 @@ def test_as_type_takes_no_true_for_a_number() -> None:
 
 
 def test_every_command_can_be_built() -> None:
-    from vitcod_cli.app import app
+    from vitcod_cli.cli.app import app
 
     group = get_command(app)
     assert all(group.get_command(None, name).name == name for name in group.list_commands(None))

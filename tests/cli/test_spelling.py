@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcod_cli.commands.spelling import canonical
+from vitcod_cli.cli.spelling import canonical
 
 FLAGS = {"--info-cut", "--mask", "--init-from", "--svd-type", "--model-kwargs", "--scale", "--json", "--resume"}
 VALUES = {"--info-cut": 1, "--mask": 1, "--init-from": 1, "--svd-type": 1, "--model-kwargs": 1, "--scale": 2}

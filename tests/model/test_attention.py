@@ -13,13 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import vitcod_cli.model.attention as attention
-import vitcod_cli.model.explicit_attention as explicit_attention
+import vitcod_cli.model.kernels.explicit as explicit_attention
 from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import FoldedReconstruction, Reconstruction, compressed_heads, projections
 from vitcod_cli.model.build import attention_shape, attentions, fold_auto_encoders, set_keep_mask
-from vitcod_cli.model.explicit_attention import ExplicitAttention
-from vitcod_cli.model.planned_attention import additive_mask
+from vitcod_cli.model.kernels.explicit import ExplicitAttention
+from vitcod_cli.model.kernels.planned import additive_mask
 
 torch.set_num_threads(1)
 

@@ -13,11 +13,11 @@ from small_models import KINDS, collect, config_of, random_keep, random_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import vitcod_cli.model.planned_attention as module
+import vitcod_cli.model.kernels.planned as module
 from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.bench.workload import for_inference
 from vitcod_cli.model.build import attentions, clear_keep_mask, prepare_inference, set_keep_mask
-from vitcod_cli.model.planned_attention import AttentionPlan, additive_mask, find_clusters, plan_attention
+from vitcod_cli.model.kernels.planned import AttentionPlan, additive_mask, find_clusters, plan_attention
 
 torch.set_num_threads(1)
 

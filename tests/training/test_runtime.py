@@ -16,7 +16,7 @@ import torch
 from tiny import train
 
 from vitcod_cli import distributed
-from vitcod_cli.commands.console import PlainReporter
+from vitcod_cli.cli.console import PlainReporter
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.runtime import RuntimeSettings, seed_everything, start
 

@@ -23,7 +23,7 @@ class AttentionMap:
         info: how it was made: ``model_config``, ``num_prefix_tokens``, ``made_from`` (sha256 of
             the checkpoint), ...; empty for a published ``.npy``.
         importance: float32 [L, H, N, N] or None; how much the model's answer hangs on every entry
-            (:mod:`vitcod_cli.sparsity.importance`).
+            (:mod:`vitcod_cli.attention.importance`).
     """
 
     attention: np.ndarray

@@ -48,9 +48,9 @@ def bench(
     from vitcod_cli.bench.counting import count
     from vitcod_cli.bench.environment import environment
     from vitcod_cli.bench.measure import measure
+    from vitcod_cli.bench.report import Report
     from vitcod_cli.bench.workload import DROP_PATH
-    from vitcod_cli.commands.bench_report import Report
-    from vitcod_cli.commands.console import console, print_json, print_result
+    from vitcod_cli.cli.console import console, print_json, print_result
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
 
@@ -78,8 +78,8 @@ def bench(
 
 def _models(network: VisionTransformer, against: str | None, reporter: Reporter) -> dict[str, VisionTransformer]:
     """All that is timed by turns, by name."""
+    from vitcod_cli.bench.report import FIRST, OTHER, UNMASKED
     from vitcod_cli.bench.workload import DROP_PATH, timm_twin, without_mask
-    from vitcod_cli.commands.bench_report import FIRST, OTHER, UNMASKED
     from vitcod_cli.model.build import keep_mask, model_config
     from vitcod_cli.model.load import load_model
 
@@ -104,7 +104,7 @@ def _about(
     models: dict[str, VisionTransformer], checkpoint: str | None, mask: str | None, against: str | None
 ) -> dict[str, dict[str, Any]]:
     """Of each model, what it is and where it came from."""
-    from vitcod_cli.commands.bench_report import FIRST, OTHER, UNMASKED
+    from vitcod_cli.bench.report import FIRST, OTHER, UNMASKED
     from vitcod_cli.model.build import model_config
 
     weights = {FIRST: checkpoint, UNMASKED: checkpoint, OTHER: against, TIMM: "timm's own"}

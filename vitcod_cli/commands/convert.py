@@ -16,7 +16,7 @@ from vitcod_cli.artifacts.download import is_url
 from vitcod_cli.artifacts.files import checked_path, sha256_of
 from vitcod_cli.artifacts.mask import Mask, published_mask, read_mask, write_mask
 from vitcod_cli.artifacts.published import mask_beside, plain, published_checkpoint, write_npy
-from vitcod_cli.commands.console import console, print_result
+from vitcod_cli.cli.console import console, print_result
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.settings import Settings, setting

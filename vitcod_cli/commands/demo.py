@@ -123,11 +123,11 @@ class Demonstration:
 
     def row(self, name: str, result: dict[str, Any], run: Path) -> Row:
         """The line of a finished run: its own figures, and what its model's mask saves."""
+        from vitcod_cli.masks.statistics import attention_macs
         from vitcod_cli.model.build import attention_shape, attentions, keep_mask
         from vitcod_cli.model.load import load_model
         from vitcod_cli.model.settings import ModelSettings
         from vitcod_cli.reporting import SilentReporter
-        from vitcod_cli.sparsity.statistics import attention_macs
 
         source = str(run / "best.safetensors")
         model = load_model(ModelSettings(), source, flag="--checkpoint", reporter=SilentReporter())

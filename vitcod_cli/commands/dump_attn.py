@@ -76,8 +76,10 @@ def dump_attn(
     if attention.checkpoint is None:
         raise VitcodError("--checkpoint is needed: name the weights whose attention is wanted.")
     from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
+    from vitcod_cli.attention.collect import collect_attention
+    from vitcod_cli.attention.importance import collect_importance
+    from vitcod_cli.cli.console import console, print_json, print_result
     from vitcod_cli.commands.common import preprocess_of
-    from vitcod_cli.commands.console import console, print_json, print_result
     from vitcod_cli.data.calibration import calibration_images
     from vitcod_cli.data.datasets import open_dataset
     from vitcod_cli.data.loaders import eval_loader
@@ -86,8 +88,6 @@ def dump_attn(
     from vitcod_cli.model.build import fold_auto_encoders
     from vitcod_cli.model.load import load_model
     from vitcod_cli.runtime import start
-    from vitcod_cli.sparsity.collect import collect_attention
-    from vitcod_cli.sparsity.importance import collect_importance
 
     reporter = console()
     with start(runtime) as place:

@@ -47,8 +47,8 @@ def evaluate(
         raise VitcodError("--checkpoint is needed: name the weights to evaluate.")
     if batch_size < 1:
         raise VitcodError(f"--batch-size must be at least 1, not {batch_size}.")
+    from vitcod_cli.cli.console import console, print_json, print_result
     from vitcod_cli.commands.common import preprocess_of
-    from vitcod_cli.commands.console import console, print_json, print_result
     from vitcod_cli.data.datasets import open_dataset
     from vitcod_cli.data.loaders import eval_loader
     from vitcod_cli.data.waiting import Waiting

@@ -39,7 +39,7 @@ def export(
         from vitcod_cli.export.program import check_onnx_packages
 
         check_onnx_packages()
-    from vitcod_cli.commands.console import console, print_json, print_result
+    from vitcod_cli.cli.console import console, print_json, print_result
     from vitcod_cli.model.load import load_model
 
     reporter = console()
@@ -79,8 +79,8 @@ def _write_program(
     from vitcod_cli.commands.common import preprocess_of
     from vitcod_cli.data.settings import DataSettings
     from vitcod_cli.export.program import InferenceProgram, example, export_onnx, export_program
+    from vitcod_cli.masks.methods import sparsity_of
     from vitcod_cli.model.build import keep_mask, model_config
-    from vitcod_cli.sparsity.masks import sparsity_of
 
     keep, config = keep_mask(network), model_config(network)
     preprocess = preprocess_of(network, DataSettings())

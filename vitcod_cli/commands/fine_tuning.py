@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitcod_cli import __version__
 from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
+from vitcod_cli.cli.config import config_of
+from vitcod_cli.cli.console import print_json, print_result
 from vitcod_cli.commands.common import preprocess_of
-from vitcod_cli.commands.config import config_of
-from vitcod_cli.commands.console import print_json, print_result
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.distributed import is_main, world_size

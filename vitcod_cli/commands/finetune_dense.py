@@ -27,7 +27,7 @@ def finetune_dense(
     Without --init-from, the --model starts from random weights. The data set decides how many
     classes the model has, unless --num-classes does.
     """
-    from vitcod_cli.commands.console import console
+    from vitcod_cli.cli.console import console
     from vitcod_cli.commands.fine_tuning import FineTuning, open_images
     from vitcod_cli.data.datasets import open_dataset
     from vitcod_cli.model.load import load_model

@@ -38,8 +38,8 @@ def finetune_lowrank(
     """
     if init_from is None:
         raise VitcodError("--init-from is needed: name the weights of the dense model.")
+    from vitcod_cli.cli.console import console
     from vitcod_cli.commands.compression import Compression, dense_copy
-    from vitcod_cli.commands.console import console
     from vitcod_cli.commands.fine_tuning import FineTuning, open_images
     from vitcod_cli.model.build import model_config
     from vitcod_cli.model.load import load_model

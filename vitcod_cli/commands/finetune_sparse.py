@@ -32,8 +32,8 @@ def finetune_sparse(
     """
     if init_from is None:
         raise VitcodError("--init-from is needed: name the weights of the dense or low-rank model.")
+    from vitcod_cli.cli.console import console
     from vitcod_cli.commands.compression import Compression, dense_copy
-    from vitcod_cli.commands.console import console
     from vitcod_cli.commands.fine_tuning import FineTuning, load_teacher, open_images
     from vitcod_cli.model.build import keep_mask
     from vitcod_cli.model.load import load_model

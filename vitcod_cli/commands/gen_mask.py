@@ -11,8 +11,8 @@ import typer
 
 from vitcod_cli.commands.common import JsonOption
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.settings import Settings, setting
-from vitcod_cli.sparsity.settings import MaskSettings
 
 if TYPE_CHECKING:
     from vitcod_cli.artifacts.mask import Mask
@@ -74,8 +74,8 @@ def gen_mask(
         checksum = beside.submit(sha256_of, attn_map)
         from vitcod_cli.artifacts.attention_map import read_attention_map
         from vitcod_cli.artifacts.mask import Mask, write_mask
-        from vitcod_cli.commands.console import console, print_json, print_result
-        from vitcod_cli.sparsity.generate import generate_mask
+        from vitcod_cli.cli.console import console, print_json, print_result
+        from vitcod_cli.masks.generate import generate_mask
 
         reporter = console()
         made = generate_mask(read_attention_map(attn_map), mask, reporter)
@@ -91,7 +91,7 @@ def gen_mask(
 
 
 def _figures(path: Path, made: Mask) -> dict[str, Any]:
-    from vitcod_cli.sparsity.statistics import block_sparsity, global_tokens
+    from vitcod_cli.masks.statistics import block_sparsity, global_tokens
 
     return {
         "path": str(path),
@@ -103,7 +103,7 @@ def _figures(path: Path, made: Mask) -> dict[str, Any]:
 
 def _table(made: Mask) -> list[str]:
     """The sparsity of every block in aligned lines. Plain text: Rich would take as long as all the rest."""
-    from vitcod_cli.sparsity.statistics import block_sparsity, global_tokens, head_sparsity
+    from vitcod_cli.masks.statistics import block_sparsity, global_tokens, head_sparsity
 
     lines = ["block  pruned  least and most pruned head  global tokens of a head"]
     rows = zip(block_sparsity(made.keep), head_sparsity(made.keep), global_tokens(made.keep), strict=True)

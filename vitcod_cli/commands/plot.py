@@ -12,7 +12,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, setting
 
 if TYPE_CHECKING:
-    from vitcod_cli.sparsity.plots import Maps
+    from vitcod_cli.plots.draw import Maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ def plot(
         raise VitcodError(
             f"{folder} holds pictures already; replace them with --overwrite, or name another folder."
         )
-    from vitcod_cli.commands.console import console, print_result
-    from vitcod_cli.sparsity.plots import save_plots
+    from vitcod_cli.cli.console import console, print_result
+    from vitcod_cli.plots.draw import save_plots
 
     maps, name = _read(sources)
     for path in save_plots(maps, folder, output.title or name, console()):
@@ -60,7 +60,7 @@ def _read(sources: list[str]) -> tuple[Maps, str]:
     from vitcod_cli.artifacts.describe import MASK, describe
     from vitcod_cli.artifacts.files import checked_path
     from vitcod_cli.artifacts.mask import read_mask
-    from vitcod_cli.sparsity.plots import Maps
+    from vitcod_cli.plots.draw import Maps
 
     found: dict[str, Any] = {}
     info: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitcod_cli import distributed
 from vitcod_cli.lowrank.align import align_heads, principal_heads, rotate_heads
-from vitcod_cli.lowrank.bilinear import LatentHeads, fit_latent_heads
+from vitcod_cli.lowrank.logit_fit import LatentHeads, fit_latent_heads
 from vitcod_cli.lowrank.moments import TokenMoments
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.attention import SparseLowRankAttention

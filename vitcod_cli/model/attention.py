@@ -21,8 +21,8 @@ from vitcod_cli.model.auto_encoder import (
     init_published,
     projections,
 )
-from vitcod_cli.model.explicit_attention import ExplicitAttention, slices
-from vitcod_cli.model.planned_attention import AttentionPlan, additive_mask, plan_attention
+from vitcod_cli.model.kernels.explicit import ExplicitAttention, slices
+from vitcod_cli.model.kernels.planned import AttentionPlan, additive_mask, plan_attention
 
 FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 """Widest layer whose reconstruction loss comes from folded weights on a CPU. The products that this takes grow

@@ -185,7 +185,7 @@ def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float
 
     Auto-encoders are folded (:func:`fold_auto_encoders`), masks turned into what attention adds, and where a
     mask lets enough be skipped on a CPU, the attention that skips it is planned
-    (:mod:`~vitcod_cli.model.planned_attention`). Same function to float tolerance.
+    (:mod:`~vitcod_cli.model.kernels.planned`). Same function to float tolerance.
 
     Args:
         dtype: of the autocast that all forwards will run under; float32: without one. Weights that autocast

@@ -1,0 +1,132 @@
+"""Pictures: every token is drawn, the labels are there and apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Cli, MakeMap
+from PIL import Image
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.methods import info_mask, keep_prefix
+from vitcod_cli.plots.canvas import DPI, TokenAxis
+from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, save_plots
+from vitcod_cli.reporting import SilentReporter
+
+
+def pixels(figure: Any) -> np.ndarray:
+    """The picture as drawn, [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def panel(figure: Any, picture: np.ndarray, place: int) -> np.ndarray:
+    """The pixels of one panel."""
+    box = figure.axes[place].get_window_extent()
+    height = len(picture)
+    return picture[height - round(box.y1) : height - round(box.y0), round(box.x0) : round(box.x1)]
+
+
+@pytest.mark.parametrize(("tokens", "prefix"), [(17, 1), (50, 0), (197, 1), (198, 2), (577, 1)])
+def test_every_token_is_a_whole_number_of_pixels(tokens: int, prefix: int) -> None:
+    keep = np.random.default_rng(0).random((1, 1, tokens, tokens)) < 0.05
+    figure = draw_block(Maps(None, keep, prefix), 0, "x")
+    drawn = panel(figure, pixels(figure), 0).sum(axis=-1) < 384  # dark = kept
+    axis = TokenAxis(tokens, prefix)
+    assert drawn.shape == (axis.size, axis.size)
+    wide = axis.widen(keep[0, 0])
+    scale = axis.size // len(wide)
+    np.testing.assert_array_equal(drawn, wide.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def test_prefix_tokens_are_drawn_thicker_and_that_is_said() -> None:
+    axis = TokenAxis(197, 1)
+    image = np.zeros((197, 197))
+    image[0] = 1
+    rows = axis.widen(image).any(axis=1).sum()
+    assert rows == 3
+    assert "3 times" in axis.note
+    assert TokenAxis(197, 0).note == ""
+
+
+@pytest.mark.parametrize("heads", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["map", "mask", "both"])
+def test_a_block_shows_every_head(make_map: MakeMap, heads: int, kind: str) -> None:
+    attention = make_map(heads=heads)
+    keep = keep_prefix(info_mask(attention, 0.5), 1)
+    maps = Maps(None if kind == "mask" else attention, None if kind == "map" else keep, 1)
+    figure = draw_block(maps, 1, "some model")
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    for head in range(heads):
+        named = [title for title in titles if title.startswith(f"head {head}")]
+        assert len(named) == (2 if kind == "both" else 1)
+        if kind != "map":
+            assert f"{1 - keep[1, head].mean():.1%} pruned" in named[-1]
+    texts = " ".join(text.get_text() for text in figure.texts)
+    assert "some model, block 1" in texts
+    colour_bars = [axes for axes in figure.axes if "probability" in axes.get_ylabel()]
+    assert len(colour_bars) == (kind != "mask")
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 17), (5, 197)])
+def test_texts_do_not_overlap(make_map: MakeMap, heads: int, tokens: int) -> None:
+    attention = make_map(blocks=4, heads=heads, tokens=tokens)
+    maps = Maps(attention, keep_prefix(info_mask(attention, 0.5), 1), 1)
+    for figure in (draw_block(maps, 0, "deit_base_distilled_patch16_384"), draw_overview(maps, "deit_base")):
+        picture = pixels(figure)
+        texts = [*figure.texts]
+        for axes in figure.axes:
+            texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+            texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        boxes = [text.get_window_extent() for text in texts if text.get_visible() and text.get_text().strip()]
+        assert len(boxes) > 10
+        overlaps = [(a, b) for index, a in enumerate(boxes) for b in boxes[index + 1 :] if a.overlaps(b)]
+        assert not overlaps
+        assert all(box.x0 >= 0 and box.x1 <= picture.shape[1] and box.y0 >= 0 for box in boxes)
+
+
+def test_an_overview_has_a_panel_for_every_head_of_every_block(make_map: MakeMap) -> None:
+    attention = make_map(blocks=3, heads=2)
+    figure = draw_overview(Maps(attention, None, 1), "x")
+    assert len([axes for axes in figure.axes if axes.images]) >= 6
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["block 0", "block 1", "block 2"]
+
+
+def test_constant_and_zero_maps_are_drawn() -> None:
+    pixels(draw_block(Maps(np.full((1, 1, 9, 9), 1 / 9, dtype=np.float32)), 0, "constant"))
+    pixels(draw_overview(Maps(np.eye(9, dtype=np.float32)[None, None]), "identity"))
+    pixels(draw_block(Maps(np.ones((1, 1, 1, 1), dtype=np.float32)), 0, "one token"))
+
+
+def test_files(tmp_path: Path, make_map: MakeMap) -> None:
+    attention = make_map(blocks=2)
+    paths = save_plots(Maps(attention, info_mask(attention, 0.5)), tmp_path / "new", "x", SilentReporter())
+    assert [path.name for path in paths] == ["overview.png", "block_00.png", "block_01.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 300
+    assert DPI == 100
+
+
+def test_a_map_and_a_mask_of_other_sizes(make_map: MakeMap) -> None:
+    with pytest.raises(VitcodError, match=r"\[3, 2, 17, 17\] .* \[3, 2, 9, 9\]"):
+        Maps(make_map(), info_mask(make_map(tokens=9), 0.5))
+
+
+def test_plot_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
+    attention = make_map(blocks=1)
+    np.save(tmp_path / "map.npy", attention)
+    np.save(tmp_path / "mask.npy", ~info_mask(attention, 0.5))
+    np.save(tmp_path / "other.npy", ~info_mask(make_map(tokens=9), 0.5))
+    assert cli("plot", "map.npy", "mask.npy", "--output-dir", "both").out.split()[0] == "both/overview.png"
+    assert "--overwrite" in cli("plot", "map.npy", "--output-dir", "both").error
+    assert "different models" in cli("plot", "map.npy", "other.npy").error
+    assert "second mask" in cli("plot", "mask.npy", "other.npy").error
+    assert "nowhere.npy" in cli("plot", "nowhere.npy").error

@@ -1,0 +1,1 @@
+"""Step 2's maths: the mean attention map, and what its entries are worth."""

@@ -1,0 +1,169 @@
+"""The command line: which commands there are, how their options are read and their help is shown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command
+
+from vitcod_cli import __version__
+from vitcod_cli.cli.coerce import as_type
+from vitcod_cli.cli.config import type_hints
+from vitcod_cli.cli.options import ARGUMENTS, expand
+from vitcod_cli.cli.spelling import canonical
+from vitcod_cli.distributed import is_main
+
+
+class Entry(NamedTuple):
+    """A command: its function in ``commands/``, its line in the list, whether it runs a model."""
+
+    function: str
+    summary: str
+    processes: bool = False
+
+
+# A command's module is imported when the command is called for: the others cost nothing.
+COMMANDS = {
+    "finetune-dense": Entry("finetune_dense.finetune_dense", "Train or fine-tune the plain model.", True),
+    "finetune-lowrank": Entry(
+        "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder.", True
+    ),
+    "dump-attn": Entry("dump_attn.dump_attn", "Step 2: the mean attention map of every head.", True),
+    "gen-mask": Entry("gen_mask.gen_mask", "Step 3: a fixed sparse mask from that map."),
+    "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask.", True),
+    "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint.", True),
+    "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
+    "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
+    "export": Entry("export.export", "The model as a torch.export or ONNX program, or for timm."),
+    "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
+    "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),
+}
+
+_HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer gives it no public name
+
+
+class VitcodCommand(TyperCommand):
+    """A command that also understands the published spelling, and shows its help panel by panel."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Bring the words into our own spelling, then parse them as Typer does."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
+        valued = [option for option in options if not option.is_flag]
+        words = canonical(
+            args,
+            flags={flag for option in options for flag in (*option.opts, *option.secondary_opts)},
+            values={flag: option.nargs for option in valued for flag in option.opts},
+            repeatable={flag for option in valued if option.multiple for flag in option.opts},
+        )
+        ctx.meta[ARGUMENTS] = list(words)
+        hints = type_hints(ctx)
+        for option in options:
+            _read_plainly(option, hints.get(option.name, bool))  # of those not ours, --help is a flag
+        try:
+            return super().parse_args(ctx, words)
+        except _UsageError:
+            if is_main():
+                raise
+            raise typer.Exit(2) from None  # every process meets it; rank 0 says it
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; say so when Ctrl-C ends it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if is_main():
+                typer.echo("Interrupted.", err=True)
+            raise typer.Exit(130) from None
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """One section a panel. Plain text: Rich's panels are slow to load and narrow at 80 columns."""
+        panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                general = "Options" if isinstance(param, TyperOption) else "Arguments"
+                panels[getattr(param, "rich_help_panel", None) or general].append(record)
+        # What every command has (--config, --help) comes last.
+        for panel in sorted(panels, key=lambda name: name == "Options"):
+            with formatter.section(panel):
+                formatter.write_dl(panels[panel])
+
+
+class VitcodGroup(TyperGroup):
+    """The list of commands."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names, for suggestions
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands and their summaries, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, but read the group's own options, all flags, plainly."""
+        for option in self.get_params(ctx):
+            _read_plainly(option, bool)
+        return super().parse_args(ctx, args)
+
+
+@cache
+def _load(name: str) -> Any:
+    """The Typer command of ``COMMANDS[name]``."""
+    entry = COMMANDS[name]
+    module, function = entry.function.split(".")
+    callback = expand(getattr(import_module(f"vitcod_cli.commands.{module}"), function), processes=entry.processes)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, cls=VitcodCommand, short_help=entry.summary, context_settings=_HELP_FLAGS)(callback)
+    return get_command(single)
+
+
+def _read_plainly(option: Any, hint: Any) -> None:
+    """Have Typer convert the values of ``option`` through ``as_type`` instead of pydantic."""
+
+    def process_value(ctx: Any, value: Any) -> Any:
+        try:
+            value = as_type(value, hint)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), ctx=ctx, param=option) from error
+        return value if option.callback is None else option.callback(ctx, option, value)
+
+    if not option.required:
+        option.process_value = process_value
+
+
+app = typer.Typer(
+    cls=VitcodGroup,
+    name="vitcod",
+    help="Make Vision Transformers sparse and low-rank: the ViTCoD method for DeiT and every plain timm ViT.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=_HELP_FLAGS,
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"vitcod {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _vitcod(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass

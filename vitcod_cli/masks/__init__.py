@@ -1,0 +1,1 @@
+"""Step 3's maths: a fixed mask from an attention map. numpy only."""

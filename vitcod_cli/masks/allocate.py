@@ -1,0 +1,59 @@
+"""Spending a budget of entries over all blocks, heads and rows together: ``gen-mask --allocate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.ranking import Keep
+
+Importance = NDArray[np.floating[Any]]
+
+
+def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: int) -> Keep:
+    """Keep the entries of the whole model that are worth most.
+
+    Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the first is kept.
+
+    Args:
+        importance: [L, H, N, N], larger for an entry that is worth more.
+        sparsity: share of pruned entries among all, prefix included; reached to the entry.
+        num_prefix_tokens: tokens whose rows and columns are kept.
+
+    Raises:
+        VitcodError: if the entries that must be kept are more than this sparsity leaves.
+    """
+    keep = necessary_entries(importance, num_prefix_tokens)
+    wanted = round((1 - sparsity) * keep.size)
+    more = wanted - int(np.count_nonzero(keep))
+    if more < 0:
+        raise VitcodError(
+            f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
+            f"leaves {np.count_nonzero(~keep) / keep.size:.4f} at most."
+        )
+    score = np.where(keep, -np.inf, importance)
+    _keep_largest_of_all(keep, score, more)
+    return keep
+
+
+def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
+    """What every mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
+    keep = np.zeros(importance.shape, dtype=np.bool_)
+    np.put_along_axis(keep, importance.argmax(axis=-1)[..., None], True, axis=-1)
+    keep[..., :num_prefix_tokens, :] = True
+    keep[..., :, :num_prefix_tokens] = True
+    return keep
+
+
+def _keep_largest_of_all(keep: Keep, score: NDArray[Any], count: int) -> None:
+    """Set ``keep`` at the ``count`` largest scores, the first ones where they tie."""
+    if count == 0:
+        return
+    flat, kept = score.reshape(-1), keep.reshape(-1)
+    smallest = np.partition(flat, flat.size - count)[flat.size - count]
+    above = flat > smallest
+    kept[above] = True
+    kept[np.flatnonzero(flat == smallest)[: count - np.count_nonzero(above)]] = True

@@ -1,0 +1,149 @@
+"""Pictures of attention maps and masks: one PNG a block, and one of all blocks.
+
+matplotlib is imported inside the functions, and only its figures, never pyplot: no display is needed
+and no global state is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcod_cli.artifacts.files import atomic_path
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.statistics import block_sparsity, head_sparsity
+from vitcod_cli.plots.canvas import DPI, Canvas, TokenAxis
+from vitcod_cli.reporting import Reporter
+
+COLORS = "magma_r"  # perceptually even; dark = much attention, so that a pruned entry can be white
+KEPT_COLOR = "#2b1155"
+MAX_COLUMNS = 4
+OVERVIEW_PANEL = 150
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What there is to draw: an attention map, a mask, or both of one model.
+
+    Attributes:
+        attention: float [L, H, N, N] or None.
+        keep: bool [L, H, N, N], True = kept, or None.
+        num_prefix_tokens: tokens before the patches; drawn thicker, so that one row of 197 is seen.
+    """
+
+    attention: NDArray[Any] | None = None
+    keep: NDArray[np.bool_] | None = None
+    num_prefix_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        if self.attention is not None and self.keep is not None and self.attention.shape != self.keep.shape:
+            raise VitcodError(
+                f"The map has the shape {list(self.attention.shape)} but the mask {list(self.keep.shape)}: they "
+                "belong to different models; give the mask that was made from this map."
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(L, H, N, N)."""
+        array = self.keep if self.attention is None else self.attention
+        assert array is not None
+        return array.shape
+
+
+def save_plots(maps: Maps, folder: Path, title: str, reporter: Reporter) -> list[Path]:
+    """Write ``overview.png`` and ``block_00.png`` ... into ``folder``; returns the paths.
+
+    Args:
+        title: what the pictures are of, such as the model's name; the head line of each.
+
+    Raises:
+        VitcodError: if a file can't be written.
+    """
+    blocks = range(maps.shape[0])
+    digits = max(2, len(str(blocks[-1])))
+    paths = [folder / "overview.png", *(folder / f"block_{block:0{digits}}.png" for block in blocks)]
+    with reporter.progress("drawing", len(paths), unit="pictures") as progress:
+        for block, path in enumerate(paths, start=-1):
+            figure = draw_overview(maps, title) if block < 0 else draw_block(maps, block, title)
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+            progress.advance()
+    return paths
+
+
+def draw_block(maps: Maps, block: int, title: str) -> Any:
+    """A matplotlib Figure of one block: the map of each head and, below it, its mask."""
+    num_heads, num_tokens = maps.shape[1:3]
+    axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
+    columns = min(num_heads, MAX_COLUMNS)
+    kinds = (maps.attention is not None) + (maps.keep is not None)
+    canvas = Canvas(axis.size, rows=kinds * math.ceil(num_heads / columns), columns=columns)
+    pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep[[block]])[0]:.1%} pruned"
+    canvas.headline(f"{title}, block {block}{pruned}")
+    canvas.footnote(axis.note)
+    norm = None if maps.attention is None else _log_norm(maps.attention[block])
+    for head in range(num_heads):
+        row, column = kinds * (head // columns), head % columns
+        if maps.attention is not None:
+            panel = canvas.panel(row, column, f"head {head}")
+            image = panel.imshow(axis.widen(maps.attention[block, head]), cmap=COLORS, norm=norm)
+            axis.label(panel, queries=column == 0, keys=kinds == 1 and head + columns >= num_heads)
+        if maps.keep is not None:
+            keep = maps.keep[block, head]
+            panel = canvas.panel(row + kinds - 1, column, f"head {head}: {head_sparsity(keep):.1%} pruned")
+            _draw_mask(panel, axis.widen(keep))
+            axis.label(panel, queries=column == 0, keys=head + columns >= num_heads)
+    if norm is not None:
+        canvas.color_bar(image, "mean attention probability (log scale)")
+    return canvas.figure
+
+
+def draw_overview(maps: Maps, title: str) -> Any:
+    """A matplotlib Figure of all blocks (columns) and heads (rows); pruned entries are white."""
+    num_blocks, num_heads, num_tokens = maps.shape[:3]
+    axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
+    canvas = Canvas(OVERVIEW_PANEL, rows=num_heads, columns=num_blocks, gap=(8, 8))
+    pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep).mean():.1%} pruned"
+    canvas.headline(f"{title}, all blocks{pruned}")
+    canvas.footnote(f"{axis.note} {'White: pruned.' if maps.keep is not None else ''}".strip())
+    norm = None if maps.attention is None else _log_norm(maps.attention)
+    for block in range(num_blocks):
+        for head in range(num_heads):
+            name = f"block {block}" if head == 0 else ""
+            if name and maps.keep is not None:
+                name += f"\n{block_sparsity(maps.keep[[block]])[0]:.1%}"
+            panel = canvas.panel(head, block, name)
+            if maps.attention is None:
+                assert maps.keep is not None
+                _draw_mask(panel, axis.widen(maps.keep[block, head]))
+            else:
+                shown = maps.attention[block, head]
+                if maps.keep is not None:
+                    shown = np.ma.array(shown, mask=~maps.keep[block, head])
+                image = panel.imshow(axis.widen(shown), cmap=COLORS, norm=norm, interpolation_stage="rgba")
+            if block == 0:
+                panel.set_ylabel(f"head {head}", fontsize=12)
+            panel.set(xticks=[], yticks=[])
+    if norm is not None:
+        canvas.color_bar(image, "mean attention probability (log scale)")
+    return canvas.figure
+
+
+def _draw_mask(panel: Any, keep: NDArray[np.bool_]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    panel.imshow(keep, cmap=ListedColormap(["white", KEPT_COLOR]), vmin=0, vmax=1, interpolation_stage="rgba")
+
+
+def _log_norm(attention: NDArray[Any]) -> Any:
+    """A log scale over what the values mostly are; the few beyond are drawn in its end colours."""
+    from matplotlib.colors import LogNorm
+
+    low, high = np.percentile(attention, (2, 99.9))
+    low = max(low, 0.01 / attention.shape[-1])  # a hundredth of looking everywhere alike
+    return LogNorm(low, max(high, 10 * low), clip=True)

@@ -1,1 +1,0 @@
-"""Attention maps, masks made of them, and what they save."""
