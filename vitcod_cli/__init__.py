@@ -1,3 +1,5 @@
 """vitcod: make Vision Transformers sparse and low-rank (ViTCoD, HPCA 2023)."""
 
-__version__ = "0.1.0"
+from vitcod_cli.version import __version__
+
+__all__ = ["__version__"]

@@ -9,13 +9,11 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings
-from vitcod_cli.settings import setting as _setting
+from vitcod_cli.settings import Settings, setting
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +23,9 @@ if TYPE_CHECKING:
 
     ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-setting = partial(_setting, panel="Runtime")
-
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeSettings(Settings):
+class RuntimeSettings(Settings, panel="Runtime"):
     """Options of every command that runs a model."""
 
     device: str = setting("auto", "Device: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, ...")
@@ -43,6 +39,9 @@ class RuntimeSettings(Settings):
     compile: bool = setting(False, "Compile the model with torch.compile.")
     channels_last: bool = setting(False, "Keep images channels-last in memory.")
     threads: int | None = setting(None, "CPU threads of each process.", minimum=1, show_default="torch's choice")
+    nproc_per_node: int = setting(
+        1, "Processes to start on this machine (one per GPU), as torchrun does.", metavar="N"
+    )
 
 
 @dataclass(frozen=True)

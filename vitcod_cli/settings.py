@@ -1,33 +1,72 @@
-"""Hyper-parameters as frozen dataclasses: one definition gives the flag, its help, default and range.
+"""Hyper-parameters as frozen dataclasses: one declaration gives the option, its help, default and range.
 
-A settings class is a frozen, keyword-only dataclass that derives from :class:`Settings` and whose
-fields are made with :func:`setting`. The command line expands it into options (see
-``cli/options.py``), so that an option is spelled, explained and checked alike everywhere.
-Nothing here imports torch, timm or Typer.
+A settings class is a frozen, keyword-only dataclass that derives from :class:`Settings` and names the
+panel of the help that its options stand in. Its fields are made with :func:`setting` or
+:func:`required`; a field whose type is another settings class is a group, whose options are options of
+the whole. The options of a command are one such class, which the command line flattens
+(``cli/options.py``) and the Python API takes as it is. Nothing here imports torch, timm or Typer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from vitcod_cli.errors import VitcodError
 
 _KEY = "setting"
 
+ABOUT = "about"
+"""Key of a run's ``config.yaml`` for what is no option (versions, checksums); ``--config`` skips it."""
+
+_NOT_RECORDED = ("resume", "overwrite")
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
 
 @dataclass(frozen=True)
-class SettingInfo:
-    """What the command line needs to know of one field, beside its type and default."""
+class Setting:
+    """What the command line needs to know of one field, beside its type and default.
+
+    Attributes:
+        flag: the option; of a positional argument, its name in messages.
+        hint: what to do when a required option is missing; None for one that has a default.
+        aliases: other names of the option, accepted and not shown: those of the published code, DeiT and timm.
+        positional: an argument rather than an option.
+    """
 
     help: str
-    flag: str
+    flag: str = ""
     panel: str | None = None
     minimum: float | None = None
     maximum: float | None = None
     metavar: str | None = None
     show_default: bool | str = True
+    hint: str | None = None
+    aliases: tuple[str, ...] = ()
+    positional: bool = False
+    hidden: bool = False
+
+
+def setting(default: Any, help: str, **info: Any) -> Any:
+    """A dataclass field that is also an option of the command line.
+
+    Args:
+        default: may be a list (it is copied).
+        info: further attributes of :class:`Setting`. ``minimum`` and ``maximum`` are inclusive and checked
+            when the settings are built; ``panel`` overrides that of the class.
+    """
+    metadata = {_KEY: Setting(help, **info)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def required(help: str, hint: str, **info: Any) -> Any:
+    """An option without a default: where it is missing, the user reads ``--option is needed: hint``."""
+    return dataclasses.field(metadata={_KEY: Setting(help, hint=hint, **info)})
 
 
 def flag_of(name: str) -> str:
@@ -35,60 +74,149 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    flag: str | None = None,
-    panel: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    metavar: str | None = None,
-    show_default: bool | str = True,
-) -> Any:
-    """A dataclass field that is also a command-line option.
-
-    ``minimum`` and ``maximum`` are inclusive and checked when the settings are built.
-    ``panel`` overrides the help panel of the class. ``default`` may be a list (it is copied).
-    """
-    info = SettingInfo(help, flag or "", panel, minimum, maximum, metavar, show_default)
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={_KEY: info})
-    return dataclasses.field(default=default, metadata={_KEY: info})
-
-
-def setting_info(field: dataclasses.Field[Any]) -> SettingInfo | None:
-    """The :class:`SettingInfo` of a field made with :func:`setting`, its flag filled in, else None."""
-    info: SettingInfo | None = field.metadata.get(_KEY)
-    if info is None:
-        return None
-    return dataclasses.replace(info, flag=info.flag or flag_of(field.name))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings classes; checks the ranges of its fields."""
 
+    panel: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, panel: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if panel is not None:
+            cls.panel = panel
+
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            info, value = setting_info(field), getattr(self, field.name)
-            if info is None or value is None or isinstance(value, (str, bool, list)):
+        for name, info in settings_of(type(self)).items():
+            value, low, high = getattr(self, name), info.minimum, info.maximum
+            if value is None or isinstance(value, (str, bool, list)):
                 continue
-            low, high = info.minimum, info.maximum
             # "not (low <= value)" rather than "value < low": NaN must fail too.
             if (low is not None and not value >= low) or (high is not None and not value <= high):
-                raise VitcodError(f"{info.flag} must be {_range_in_words(low, high)}, not {value}.")
+                raise VitcodError(f"{info.flag} must be {_range_text(low, high)}, not {value}.")
 
-    def changed(self, **values: Any) -> Any:
+    def changed(self: SettingsT, **values: Any) -> SettingsT:
         """A copy with some fields replaced (and checked again)."""
         return dataclasses.replace(self, **values)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name, for ``config.yaml``."""
-        return dataclasses.asdict(self)
+    def flat(self) -> dict[str, Any]:
+        """The value of every option by field name, those of groups too."""
+        values = {name: getattr(self, name) for name in settings_of(type(self))}
+        for name in groups_of(type(self)):
+            # An option that two groups inherit has the value of the group that was given one.
+            group: Settings = getattr(self, name)
+            values |= {key: value for key, value in group.flat().items() if values.get(key) is None}
+        return values
+
+    def record(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run writes to ``config.yaml``; given back with ``--config``, it repeats the run.
+
+        How the run was started (``--resume``, ``--overwrite``) is not part of it.
+        """
+        values = {name: value for name, value in self.flat().items() if name not in _NOT_RECORDED}
+        return {**values, ABOUT: dict(about)}
+
+    @classmethod
+    def from_flat(cls: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+        """The inverse of :meth:`flat`; what is left out has its default.
+
+        Raises:
+            VitcodError: for a missing required option, or a value out of its range.
+        """
+        arguments: dict[str, Any] = {}
+        for name, info in settings_of(cls).items():
+            if name in values:
+                arguments[name] = values[name]
+            if info.hint is not None and arguments.get(name) is None:
+                raise VitcodError(f"{info.flag} is needed: {info.hint}")
+        for name, group in groups_of(cls).items():
+            arguments[name] = group.from_flat(values)
+        return cls(**arguments)
+
+    def arguments(self) -> list[str]:
+        """The words of a command line that gives these settings: everything that isn't the default."""
+        options = options_of(type(self))
+        words: list[str] = []
+        for name, value in self.flat().items():
+            option = options[name]
+            if option.default is dataclasses.MISSING or value != option.default:
+                words += _as_words(option.info, value)
+        return words
 
 
-def _range_in_words(low: float | None, high: float | None) -> str:
+@dataclass(frozen=True)
+class Option:
+    """One option of a settings class and its groups: name and type of the field, default (or MISSING), info."""
+
+    name: str
+    type: Any
+    default: Any
+    info: Setting
+
+
+def settings_of(cls: type[Settings]) -> dict[str, Setting]:
+    """The class's own settings by field name, flag and panel filled in; groups are left out."""
+    settings: dict[str, Setting] = {}
+    for field in dataclasses.fields(cls):
+        info: Setting | None = field.metadata.get(_KEY)
+        if info is not None:
+            flag = info.flag or (field.name.upper() if info.positional else flag_of(field.name))
+            settings[field.name] = dataclasses.replace(info, flag=flag, panel=info.panel or cls.panel)
+    return settings
+
+
+def groups_of(cls: type[Settings]) -> dict[str, type[Settings]]:
+    """The fields of ``cls`` that are settings classes themselves."""
+    hints = get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: hints[name] for name in names if _is_settings(hints[name])}
+
+
+def options_of(cls: type[Settings]) -> dict[str, Option]:
+    """All options of ``cls``, then those of its groups, by field name.
+
+    Raises:
+        TypeError: when two of them have the same name.
+    """
+    hints, settings = get_type_hints(cls), settings_of(cls)
+    options: dict[str, Option] = {}
+    for field in dataclasses.fields(cls):
+        if field.name in settings:
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            options[field.name] = Option(field.name, hints[field.name], default, settings[field.name])
+    for group in groups_of(cls).values():
+        for name, option in options_of(group).items():
+            if options.setdefault(name, option) != option:  # the same one may be inherited by two groups
+                raise TypeError(f"{cls.__name__} has several options called {name}")
+    return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultSettings(Settings, panel="Output"):
+    """How a command tells its result."""
+
+    json: bool = setting(False, "Print the result as one JSON object.")
+
+
+def _is_settings(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Settings)
+
+
+def _as_words(info: Setting, value: Any) -> list[str]:
+    if info.positional:
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, bool):
+        on, _, off = info.flag.partition("/")
+        return [on] if value else [off or f"--no-{on.removeprefix('--')}"]
+    if isinstance(value, list):
+        together = all("=" in str(item) for item in value)  # as --model-kwargs depth=2 num_heads=4
+        return [info.flag, *value] if value and together else [w for item in value for w in (info.flag, str(item))]
+    if isinstance(value, tuple):
+        return [info.flag, *map(str, value)]
+    return [] if value is None else [info.flag, str(value)]
+
+
+def _range_text(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
         return f"between {low:g} and {high:g}"
     return f"at least {low:g}" if low is not None else f"at most {high:g}"

@@ -17,10 +17,10 @@ from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_c
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.commands.convert import ConvertSettings, convert
+from vitcod_cli.commands.convert import convert
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.export.convert_settings import ConvertOptions
 from vitcod_cli.model.build import build_model
-from vitcod_cli.model.settings import ModelSettings
 
 KWARGS = ["patch_size=8", "embed_dim=24", "depth=2", "num_heads=3"]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -28,8 +28,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def run(source: Path, capsys: pytest.CaptureFixture[str], **values: object) -> list[Path]:
     """The files that converting ``source`` says it has written."""
-    model = {key: values.pop(key) for key in ("model", "model_kwargs", "img_size") if key in values}
-    convert(source=str(source), convert=ConvertSettings(**values), model=ModelSettings(**model))
+    convert(ConvertOptions.from_flat({"source": str(source), **values}))
     return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -129,9 +128,7 @@ def test_a_mask_that_is_not_there_is_missed(
 ) -> None:
     args = argparse.Namespace(model="deit_tiny_patch16_224", mask_path="gone.npy")
     torch.save({"model": random_weights(tiny_config), "args": args}, tmp_path / "model.pth")
-    convert(
-        source=str(tmp_path / "model.pth"), convert=ConvertSettings(), model=ModelSettings(model_kwargs=KWARGS)
-    )
+    convert(ConvertOptions.from_flat({"source": str(tmp_path / "model.pth"), "model_kwargs": KWARGS}))
     assert "gone.npy" in (said := capsys.readouterr().err)
     assert "--mask" in said
 

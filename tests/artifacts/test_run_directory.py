@@ -57,7 +57,7 @@ def test_places_that_are_no_folder(tmp_path: Path) -> None:
         with pytest.raises(VitcodError, match="is a file"):
             RunDirectory.open(settings(tmp_path / place))
     with pytest.raises(VitcodError, match="--output-dir is needed"):
-        RunDirectory.open(OutputSettings())
+        OutputSettings.from_flat({})
 
 
 def test_config_and_figures(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.bench import measure as module
 from vitcod_cli.bench.measure import Results, measure
-from vitcod_cli.bench.settings import BenchSettings
+from vitcod_cli.bench.settings import BenchOptions
 from vitcod_cli.bench.workload import (
     DROP_PATH,
     RECON_WEIGHT,
@@ -60,7 +60,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def quick(runtime: Runtime, models: dict[str, VisionTransformer], **settings: Any) -> Results:
     values: dict[str, Any] = {"batch_size": [2], "repeats": 3, "seconds": 0.0, "warmup": 1, **settings}
-    return measure(models, BenchSettings(**values), runtime, SilentReporter())
+    return measure(models, BenchOptions(checkpoint="any", **values), runtime, SilentReporter())
 
 
 def test_the_recipes_defaults() -> None:

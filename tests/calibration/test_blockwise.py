@@ -11,7 +11,7 @@ from torch import nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.calibration import blockwise
-from vitcod_cli.calibration.blockwise import calibrate, check_teacher, fitted_parameters, learning_rate_factor
+from vitcod_cli.calibration.blockwise import calibrate, checked_teacher, fitted_parameters, learning_rate_factor
 from vitcod_cli.calibration.objective import PREFIX_SHARE, OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
@@ -135,9 +135,9 @@ def test_a_teacher_of_another_shape_is_one_sentence(tiny_config: ModelConfig) ->
     with pytest.raises(
         VitcodError, match=r"--distill-from has 3 blocks, 17 tokens and width 24.*has 2, 17 and 24"
     ):
-        check_teacher(student, other, "--distill-from")
+        checked_teacher(student, other, "--distill-from")
     with pytest.raises(VitcodError, match="must be a Vision Transformer"):
-        check_teacher(student, nn.Linear(2, 2), "--teacher")
+        checked_teacher(student, nn.Linear(2, 2), "--teacher")
 
 
 def test_learning_rate_warms_up_and_ends_near_zero() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import Cli, the_error
 
-from vitcod_cli.commands.demo import Row, table
+from vitcod_cli.steps.demo import Row, table
 
 
 def test_table_fits_the_terminal() -> None:

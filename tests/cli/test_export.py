@@ -77,7 +77,7 @@ def test_a_program_runs_without_us(cli: Cli, tiny_config: ModelConfig) -> None:
     outcome = cli("export", "--checkpoint", "model.safetensors", "--output", "model.pt2")
     assert outcome.code == 0, outcome.err
     assert outcome.out == "model.pt2\n"
-    assert "Takes float32 pictures [B, 3, 32, 32], gives logits [B, 5]." in outcome.err
+    assert "Takes float32 images [B, 3, 32, 32], gives logits [B, 5]." in outcome.err
     batches = {str(size): images_of(size).numpy() for size in (1, 2, 5)}
     np.savez("images.npz", **batches)
     script = """
@@ -183,7 +183,7 @@ def test_weights_for_timm(cli: Cli, kind: str, tiny_config: ModelConfig) -> None
 def test_a_model_without_a_head_gives_features(cli: Cli, tiny_config: ModelConfig) -> None:
     saved(tiny_config.changed(num_classes=0))
     outcome = cli("export", "--checkpoint", "model.safetensors", "--output", "model.pt2", "--batch-size", 2)
-    assert "Takes float32 pictures [2, 3, 32, 32], gives features [2, 24]." in outcome.err
+    assert "Takes float32 images [2, 3, 32, 32], gives features [2, 24]." in outcome.err
     assert torch.export.load("model.pt2").module()(images_of(2)).shape == (2, 24)
 
 

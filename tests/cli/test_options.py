@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import typer
 import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from vitcod_cli.cli.app import VitcodCommand
+from vitcod_cli.cli.app import typer_app
 from vitcod_cli.cli.coerce import as_type
-from vitcod_cli.cli.config import ABOUT, config_of
-from vitcod_cli.cli.options import expand
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings, setting
+from vitcod_cli.settings import ABOUT, Settings, options_of, required, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape(Settings):
+class Shape(Settings, panel="Model"):
     """One field of each type."""
 
-    number: int = setting(3, "A number.", minimum=1, panel="Numbers")
+    number: int = setting(3, "A number.", minimum=1, panel="Data")
     share: float | None = setting(None, "A share.", minimum=0, maximum=1)
     kind: Literal["plain", "two_words"] = setting("plain", "A kind.")
     names: list[str] = setting([], "Names.")
@@ -51,6 +48,26 @@ class Clashing(Settings):
     number: int = setting(1, "Another number.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Both(Settings):
+    """The options of a command: groups, and one of its own."""
+
+    shape: Shape = field(default_factory=Shape)
+    other: Other = field(default_factory=Other)
+    plain: str = setting("x", "Plain.", aliases=("--simple",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needing(Settings):
+    """An option without a default, and an argument."""
+
+    file: str = required("A file.", "name one.")
+    sources: list[str] = required("Sources.", "name some.", positional=True)
+    kwargs: list[str] = setting([], "Arguments.")
+    sizes: list[int] = setting([], "Sizes.")
+    resume: bool = setting(False, "Go on.")
+
+
 Call = Callable[..., dict[str, Any]]
 
 
@@ -61,13 +78,11 @@ def call() -> Call:
     def run(*words: str) -> dict[str, Any]:
         passed: dict[str, Any] = {}
 
-        def command(*, shape: Shape, other: Other, plain: str = "x") -> None:
+        def command(options: Both) -> None:
             """Do it."""
-            passed.update(shape=shape, other=other, plain=plain)
+            passed.update(vars(options))
 
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(cls=VitcodCommand)(expand(command))
-        result = CliRunner().invoke(app, list(words))
+        result = CliRunner().invoke(typer_app("do", command), list(words))
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == 0 or not passed, result.output
@@ -119,7 +134,7 @@ def test_out_of_range_is_the_users_mistake(call: Call) -> None:
 
 def test_help_has_panels_ranges_and_defaults(call: Call) -> None:
     lines = call("--help")["output"].splitlines()
-    assert lines.index("Numbers:") < lines.index("Options:")
+    assert lines.index("Data:") < lines.index("Options:")
     text = " ".join(" ".join(lines).split())
     assert re.search(r"--number (<int>|INTEGER) A number\. \[default: 3\]", text), "the type as Typer has it"
     assert "A share. (0 to 1)" in text
@@ -128,11 +143,64 @@ def test_help_has_panels_ranges_and_defaults(call: Call) -> None:
 
 
 def test_the_same_name_twice_is_a_defect() -> None:
-    def command(*, shape: Shape, clashing: Clashing) -> None:
-        """Do it."""
+    @dataclass(frozen=True, kw_only=True)
+    class Twice(Both):
+        """``number`` in two groups."""
+
+        clashing: Clashing = field(default_factory=Clashing)
 
     with pytest.raises(TypeError, match="number"):
-        expand(command)
+        options_of(Twice)
+
+
+def call_needing(*words: str) -> tuple[int, Any, str]:
+    """Exit code, options or error, and output of a command of Needing."""
+    passed: list[Any] = []
+
+    def command(options: Needing) -> None:
+        """Do it."""
+        passed.append(options)
+
+    result = CliRunner().invoke(typer_app("do", command), list(words))
+    return result.exit_code, passed[0] if passed else result.exception, result.output
+
+
+def test_a_required_option() -> None:
+    code, options, _ = call_needing("--file", "f", "a", "b")
+    assert (code, options) == (0, Needing(file="f", sources=["a", "b"]))
+    _, error, _ = call_needing("a")
+    assert isinstance(error, VitcodError)
+    assert str(error) == "--file is needed: name one."
+    assert "A file. [required]" in " ".join(call_needing("--help")[2].split())
+    assert call_needing("--file", "f")[0] == 2, "an argument is Typer's to ask for"
+
+
+def test_several_values_leave_arguments_alone() -> None:
+    expected = Needing(file="f", sources=["a.pth"], kwargs=["depth=2", "x=1"], sizes=[1, 32])
+    assert call_needing("--file=f", "--kwargs", "depth=2", "x=1", "--sizes", "1", "32", "a.pth")[1] == expected
+    assert call_needing("--sizes", "1", "32", "--file", "f", "--kwargs", "depth=2", "x=1", "a.pth")[1] == expected
+
+
+def test_aliases_and_underscores(call: Call) -> None:
+    assert call("--simple", "z")["plain"] == "z"
+    assert call("--no_quick")["shape"].quick is False
+    assert call("--no_noise")["shape"].no_noise is True
+    assert "--simple" not in call("--help")["output"]
+
+
+def test_arguments_give_the_settings_back() -> None:
+    options = Both(shape=Shape(number=4, names=["a", "b"], quick=False, no_noise=True, pair=(1, 2)), plain="y z")
+    words = options.arguments()
+    assert words[:2] == ["--plain", "y z"]
+    assert "--no-quick" in words
+    passed: list[Both] = []
+
+    def command(options: Both) -> None:
+        """Do it."""
+        passed.append(options)
+
+    CliRunner().invoke(typer_app("do", command), words)
+    assert passed == [options]
 
 
 def test_command_line_goes_before_file_before_default(call: Call, tmp_path: Path) -> None:
@@ -185,15 +253,15 @@ def test_a_file_that_cannot_be_read(call: Call, tmp_path: Path) -> None:
 
 def test_what_a_run_writes_can_be_given_back(call: Call, tmp_path: Path) -> None:
     shape = Shape(number=4, share=1e-05, names=["a=1", "b=2"], pair=(0.1, 0.2), quick=False, text="x: y")
-    config = config_of(shape, Other(seed=3), about={"command": "x"}, plain="z", resume=True, overwrite=False)
+    config = Both(shape=shape, other=Other(seed=3), plain="z").record({"command": "x"})
     assert config[ABOUT] == {"command": "x"}
-    assert not {"resume", "overwrite"} & set(config)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     passed = call("--config", str(path))
     assert passed["shape"] == shape
     assert passed["other"] == Other(seed=3)
     assert passed["plain"] == "z"
+    assert not {"resume", "overwrite"} & set(Needing(file="f", sources=[]).record({}))
 
 
 def test_as_type_takes_no_true_for_a_number() -> None:

@@ -2,46 +2,90 @@
 
 from __future__ import annotations
 
-from vitcod_cli.cli.spelling import canonical
+from dataclasses import dataclass
 
-FLAGS = {"--info-cut", "--mask", "--init-from", "--svd-type", "--model-kwargs", "--scale", "--json", "--resume"}
-VALUES = {"--info-cut": 1, "--mask": 1, "--init-from": 1, "--svd-type": 1, "--model-kwargs": 1, "--scale": 2}
+from vitcod_cli.cli.spelling import normalizer, several_values
+from vitcod_cli.masks.settings import MaskOptions
+from vitcod_cli.settings import Settings, options_of, setting
+from vitcod_cli.steps.options import EvalOptions, LowRankOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Some(Settings):
+    """Options of each kind."""
+
+    info_cut: float = setting(0.5, "A number.")
+    mask: str | None = setting(None, "A file.", aliases=("--mask-path",))
+    model_kwargs: list[str] = setting([], "Several values.")
+    scale: tuple[float, float] = setting((0.0, 1.0), "Two numbers.")
+    json: bool = setting(False, "A flag.")
+    resume: bool = setting(False, "Another.")
+
+
+OPTIONS = list(options_of(Some).values())
 
 
 def spelled(line: str) -> str:
-    return " ".join(canonical(line.split(), FLAGS, VALUES, {"--model-kwargs"}))
+    return " ".join(several_values(line.split(), OPTIONS, normalizer(OPTIONS)))
 
 
-def test_underscores_become_dashes_and_values_stay() -> None:
-    assert spelled("--info_cut 0.5") == "--info-cut 0.5"
-    assert spelled("--svd_type=mix_head_fc_q --json") == "--svd-type=mix_head_fc_q --json"
-    assert spelled("--svd-type mix_head_fc_qk") == "--svd-type mix_head_fc_qk"
+def test_underscores_become_dashes() -> None:
+    normalize = normalizer(OPTIONS)
+    assert normalize("info_cut") == "info-cut"
+    assert normalize("no_json") == "no-json"
+    assert normalize("mix_head_fc_q") == "mix_head_fc_q", "a choice of some option, not an option"
+    assert normalize("no_such") == "no_such"
+
+
+def test_values_stay() -> None:
     # A value may look like anything.
-    assert spelled("--mask --info_cut --info_cut 1") == "--mask --info_cut --info-cut 1"
+    assert spelled("--mask --info_cut --info_cut 1") == "--mask --info_cut --info_cut 1"
     assert spelled("--mask a_b") == "--mask a_b"
 
 
 def test_other_names() -> None:
-    assert spelled("--mask_path m.npy") == "--mask m.npy"
-    assert spelled("--mask-path=m_1.npy") == "--mask=m_1.npy"
-    assert spelled("--finetune w.pth") == "--init-from w.pth"
-    assert canonical(["--finetune", "w"], {"--checkpoint"}, {"--checkpoint": 1}, ()) == ["--checkpoint", "w"]
+    published = {
+        MaskOptions: {"attn": "attn-map"},
+        EvalOptions: {
+            "finetune": "checkpoint",
+            "mask_path": "mask",
+            "mask-path": "mask",
+            "data_set": "dataset",
+            "data-set": "dataset",
+            "input_size": "img-size",
+            "num_workers": "workers",
+        },
+        LowRankOptions: {
+            "finetune": "init-from",
+            "distillation-type": "distill",
+            "distillation-alpha": "distill-alpha",
+            "distillation_tau": "distill-tau",
+            "teacher-model": "teacher",
+        },
+    }
+    for options, names in published.items():
+        normalize = normalizer(options_of(options).values())
+        assert {name: normalize(name) for name in names} == names
+    assert normalizer(options_of(MaskOptions).values())("data-set") == "data-set", "not of this command"
 
 
 def test_unknown_options_are_left_for_the_parser_to_refuse() -> None:
     assert spelled("--no_such 1") == "--no_such 1"
-    assert spelled("--data_set digits") == "--data_set digits", "not of this command"
 
 
 def test_several_values() -> None:
-    expected = "--model-kwargs a=1 --model-kwargs b_c=-2 --json"
+    expected = "--model_kwargs a=1 --model_kwargs b_c=-2 --json"
     assert spelled("--model_kwargs a=1 b_c=-2 --json") == expected
-    assert spelled("--model-kwargs=a=1 b_c=-2 --json") == expected.replace("--model-kwargs a", "--model-kwargs=a")
+    assert spelled("--model_kwargs=a=1 b_c=-2 --json") == expected.replace("--model_kwargs a", "--model_kwargs=a")
     assert spelled("--scale 0.1 -1 --json") == "--scale 0.1 -1 --json"
 
 
+def test_what_is_no_value_of_the_option_stays_an_argument() -> None:
+    assert spelled("--model-kwargs depth=2 model.pth") == "--model-kwargs depth=2 model.pth"
+
+
 def test_after_a_double_dash_nothing_changes() -> None:
-    assert spelled("--json -- --info_cut") == "--json -- --info_cut"
+    assert spelled("--json -- --resume auto") == "--json -- --resume auto"
 
 
 def test_resume_auto() -> None:
@@ -50,5 +94,5 @@ def test_resume_auto() -> None:
 
 
 def test_missing_value_is_left_for_the_parser_to_refuse() -> None:
-    assert spelled("--info_cut") == "--info-cut"
+    assert spelled("--info_cut") == "--info_cut"
     assert spelled("--scale 1") == "--scale 1"

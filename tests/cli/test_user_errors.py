@@ -82,9 +82,13 @@ def test_a_checkpoint_of_another_architecture(cli: Cli, tiny_config: ModelConfig
 
 
 def test_a_model_that_cannot_be_treated(cli: Cli, image_folder: Path) -> None:
-    error = the_error(cli(*TRAIN, "--model", "swin_tiny_patch4_window7_224", "--data-path", image_folder))
+    error = the_error(
+        cli(*TRAIN, "--model", "swin_tiny_patch4_window7_224", "--data-path", image_folder, "--output-dir", "run")
+    )
     assert "swin_tiny_patch4_window7_224 can't be treated" in error
-    error = the_error(cli(*TRAIN, "--model", "deit_tinny_patch16_224", "--data-path", image_folder))
+    error = the_error(
+        cli(*TRAIN, "--model", "deit_tinny_patch16_224", "--data-path", image_folder, "--output-dir", "run")
+    )
     assert "did you mean deit_tiny_patch16_224" in error
 
 

@@ -10,8 +10,8 @@ from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask
 from vitcod_cli.masks.generate import generate_mask
-from vitcod_cli.masks.methods import sparsity_of
 from vitcod_cli.masks.settings import MaskSettings
+from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.reporting import SilentReporter
 
 
@@ -26,13 +26,16 @@ def kept(score: np.ndarray, sparsity: float, prefix: int) -> np.ndarray:
     """By definition, entry by entry."""
     keep = np.zeros(score.shape, dtype=bool)
     for row in np.ndindex(score.shape[:3]):
-        keep[(*row, int(score[row].argmax()))] = True
+        keep[(*row, max(range(score.shape[-1]), key=lambda key, row=row: (score[row][key], key)))] = True
         if row[2] < prefix:
             keep[row] = True
         keep[row][:prefix] = True
-    order = sorted((tuple(place) for place in np.argwhere(~keep)), key=lambda place: -score[place])
-    for place in order[: round((1 - sparsity) * score.size) - keep.sum()]:
-        keep[place] = True
+    # Where entries tie, the later is the larger, as in a stable ascending sort.
+    order = sorted(
+        (tuple(entry) for entry in np.argwhere(~keep)), key=lambda entry: (score[entry], entry), reverse=True
+    )
+    for entry in order[: round((1 - sparsity) * score.size) - keep.sum()]:
+        keep[entry] = True
     return keep
 
 
@@ -44,7 +47,7 @@ def test_the_definition(importance: np.ndarray, sparsity: float, prefix: int) ->
     assert np.count_nonzero(found) == round((1 - sparsity) * found.size)
 
 
-def test_the_first_of_equal_entries_are_kept(importance: np.ndarray) -> None:
+def test_the_later_of_equal_entries_are_kept(importance: np.ndarray) -> None:
     equal = np.ones_like(importance)
     np.testing.assert_array_equal(allocated_mask(equal, 0.5, 1), kept(equal, 0.5, 1))
 
@@ -67,14 +70,14 @@ def test_a_sparsity_out_of_reach(importance: np.ndarray) -> None:
 
 def test_the_mask_says_how_it_was_made(make_map: MakeMap, importance: np.ndarray) -> None:
     given = AttentionMap(make_map(), 5, {"num_prefix_tokens": 1}, importance)
-    made = generate_mask(given, MaskSettings(sparsity=0.7, allocate=True), SilentReporter())
+    made = generate_mask(given, MaskSettings.from_flat({"sparsity": 0.7, "allocate": True}), SilentReporter())
     assert (made.info["method"], made.info["protect_prefix"]) == ("allocated", True)
     assert made.info["sparsity"] == sparsity_of(made.keep) == pytest.approx(0.7, abs=1e-3)
 
 
 def test_a_map_without_importance(make_map: MakeMap) -> None:
     with pytest.raises(VitcodError, match="dump-attn --importance-images 256"):
-        generate_mask(AttentionMap(make_map()), MaskSettings(allocate=True), SilentReporter())
+        generate_mask(AttentionMap(make_map()), MaskSettings.from_flat({"allocate": True}), SilentReporter())
 
 
 @pytest.mark.parametrize(
@@ -87,4 +90,4 @@ def test_a_map_without_importance(make_map: MakeMap) -> None:
 )
 def test_what_does_not_go_together(settings: dict[str, object], word: str) -> None:
     with pytest.raises(VitcodError, match=word):
-        MaskSettings(allocate=True, **settings)
+        MaskSettings.from_flat({"allocate": True, **settings})

@@ -14,8 +14,9 @@ from command_line import Cli, MakeMap
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.mask import read_mask
-from vitcod_cli.masks.methods import info_mask, keep_prefix, sparsity_of
-from vitcod_cli.masks.statistics import block_sparsity
+from vitcod_cli.masks.info import info_mask
+from vitcod_cli.masks.prefix import keep_prefix
+from vitcod_cli.masks.statistics import block_sparsity, sparsity_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,13 +12,18 @@ from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.generate import generate_mask
-from vitcod_cli.masks.methods import info_mask, keep_prefix, sparsity_of, std_mask
+from vitcod_cli.masks.info import info_mask
+from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.settings import MaskSettings
+from vitcod_cli.masks.statistics import sparsity_of
+from vitcod_cli.masks.std import std_mask
 from vitcod_cli.reporting import SilentReporter
 
 
 def generate(attention: np.ndarray, info: dict[str, Any] | None = None, **settings: Any) -> Mask:
-    return generate_mask(AttentionMap(attention, 0, info or {}), MaskSettings(**settings), SilentReporter())
+    return generate_mask(
+        AttentionMap(attention, 0, info or {}), MaskSettings.from_flat(settings), SilentReporter()
+    )
 
 
 def test_by_default_nine_tenths_are_pruned(make_map: MakeMap) -> None:
@@ -76,7 +81,7 @@ def test_no_protection_where_the_user_wants_none(make_map: MakeMap) -> None:
 )
 def test_no_row_is_ever_empty_and_that_is_said(make_map: MakeMap, settings: dict[str, Any], empty: int) -> None:
     attention, reporter = make_map(), SilentReporter()
-    made = generate_mask(AttentionMap(attention), MaskSettings(**settings), reporter)
+    made = generate_mask(AttentionMap(attention), MaskSettings.from_flat(settings), reporter)
     np.testing.assert_array_equal(made.keep.sum(axis=-1), 1)
     np.testing.assert_array_equal(made.keep.argmax(axis=-1), attention.argmax(axis=-1))
     assert len(reporter.warnings) == 1
@@ -110,7 +115,7 @@ def test_random_is_the_right_way_round(make_map: MakeMap) -> None:
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], words: str) -> None:
     with pytest.raises(VitcodError) as caught:
-        MaskSettings(**values)
+        MaskSettings.from_flat(values)
     assert words in str(caught.value)
 
 

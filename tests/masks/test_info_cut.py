@@ -10,7 +10,13 @@ from command_line import MakeMap
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks import info as information
-from vitcod_cli.masks.methods import find_info_cut, info_mask, info_mask_of_sparsity, keep_prefix, sparsity_of
+from vitcod_cli.masks.info import info_mask, info_mask_of_sparsity
+from vitcod_cli.masks.prefix import keep_prefix
+from vitcod_cli.masks.statistics import sparsity_of
+
+
+def info_cut_of(attention: np.ndarray, sparsity: float, num_prefix_tokens: int) -> float:
+    return info_mask_of_sparsity(attention, sparsity, num_prefix_tokens)[1]
 
 
 def all_sparsities(attention: np.ndarray, prefix: int) -> np.ndarray:
@@ -26,7 +32,7 @@ def test_no_cut_comes_nearer(make_map: MakeMap, seed: int, prefix: int) -> None:
     attention = make_map(blocks=2, heads=2, tokens=9, seed=seed)
     reachable = all_sparsities(attention, prefix)
     for sparsity in np.linspace(reachable.min(), reachable.max(), 23):
-        cut = find_info_cut(attention, float(sparsity), prefix)
+        cut = info_cut_of(attention, float(sparsity), prefix)
         assert 0 <= cut <= 1
         reached = sparsity_of(keep_prefix(info_mask(attention, cut), prefix))
         assert abs(reached - sparsity) <= np.abs(reachable - sparsity).min() + 1e-12
@@ -39,7 +45,7 @@ def test_no_cut_comes_nearer_where_values_tie(make_map: MakeMap, prefix: int) ->
     attention = np.abs(attention)
     reachable = all_sparsities(attention, prefix)
     for sparsity in np.linspace(reachable.min(), reachable.max(), 23):
-        cut = find_info_cut(attention, float(sparsity), prefix)
+        cut = info_cut_of(attention, float(sparsity), prefix)
         reached = sparsity_of(keep_prefix(info_mask(attention, cut), prefix))
         assert abs(reached - sparsity) <= np.abs(reachable - sparsity).min() + 1e-12
 
@@ -50,7 +56,7 @@ def test_a_real_map(shared: Path, sparsity: float) -> None:
     keep, cut = info_mask_of_sparsity(attention, sparsity, 1)
     keep = keep_prefix(keep, 1)
     assert abs(sparsity_of(keep) - sparsity) * attention.size <= 1
-    assert cut == find_info_cut(attention, sparsity, 1)
+    assert cut == info_cut_of(attention, sparsity, 1)
     np.testing.assert_array_equal(keep, keep_prefix(info_mask(attention, cut), 1))
 
 
@@ -61,18 +67,18 @@ def test_a_sample_of_the_rows_only_saves_time(
 ) -> None:
     attention = make_map(blocks=2, heads=2, tokens=170)
     assert np.isfinite(information._bracket([attention[0]] * 4, 1000.0)[0])
-    sampled = find_info_cut(attention, sparsity, prefix)
+    sampled = info_cut_of(attention, sparsity, prefix)
     monkeypatch.setattr(information, "_bracket", lambda steps, wanted: (-np.inf, np.inf))
-    assert find_info_cut(attention, sparsity, prefix) == sampled
+    assert info_cut_of(attention, sparsity, prefix) == sampled
     # Bounds that miss the place are noticed.
     for bounds in ((-np.inf, 1e-3), (0.999, np.inf), (0.4, 0.4), (0.4999, 0.5)):
         monkeypatch.setattr(information, "_bracket", lambda steps, wanted, bounds=bounds: bounds)
-        assert find_info_cut(attention, sparsity, prefix) == sampled
+        assert info_cut_of(attention, sparsity, prefix) == sampled
 
 
 def test_the_cut_has_no_more_digits_than_it_needs() -> None:
     attention = np.array([[[[0.5, 0.26, 0.13, 0.11]] * 4]], dtype=np.float32)
-    cut = find_info_cut(attention, 0.25, 0)  # keeps three: the cut lies above 0.5 and up to 0.76
+    cut = info_cut_of(attention, 0.25, 0)  # keeps three: the cut lies above 0.5 and up to 0.76
     assert cut == 0.7
 
 
@@ -80,7 +86,7 @@ def test_the_cut_has_no_more_digits_than_it_needs() -> None:
 def test_too_sparse_to_be_reached(make_map: MakeMap, sparsity: float) -> None:
     most = sparsity_of(keep_prefix(info_mask(make_map(), 0.0), 1))
     with pytest.raises(VitcodError, match=rf"--sparsity {sparsity:g} .* to {most:.4f} ") as caught:
-        find_info_cut(make_map(), sparsity, 1)
+        info_cut_of(make_map(), sparsity, 1)
     assert "\n" not in str(caught.value)
 
 
@@ -88,20 +94,20 @@ def test_too_dense_to_be_reached() -> None:
     attention = np.zeros((1, 1, 8, 8), dtype=np.float32)
     attention[..., 2] = 1  # the first key reaches every cut: two are kept, whatever it is
     with pytest.raises(VitcodError, match=r"--sparsity 0\.5 .* only 0\.7500 to 0\.8750 "):
-        find_info_cut(attention, 0.5, 0)
+        info_cut_of(attention, 0.5, 0)
 
 
 def test_nothing_pruned(make_map: MakeMap) -> None:
     attention = make_map(concentration=50.0)
-    cut = find_info_cut(attention, 0.0, 1)
+    cut = info_cut_of(attention, 0.0, 1)
     assert sparsity_of(keep_prefix(info_mask(attention, cut), 1)) < 1e-3
 
 
 def test_all_tokens_are_prefix(make_map: MakeMap) -> None:
-    assert find_info_cut(make_map(tokens=4), 0.0, 4) == 1.0
+    assert info_cut_of(make_map(tokens=4), 0.0, 4) == 1.0
     with pytest.raises(VitcodError, match=r"only 0\.0000 to 0\.0000"):
-        find_info_cut(make_map(tokens=4), 0.5, 4)
+        info_cut_of(make_map(tokens=4), 0.5, 4)
 
 
 def test_one_token() -> None:
-    assert find_info_cut(np.ones((2, 3, 1, 1), dtype=np.float32), 0.0, 0) == 1.0
+    assert info_cut_of(np.ones((2, 3, 1, 1), dtype=np.float32), 0.0, 0) == 1.0

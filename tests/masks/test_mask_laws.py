@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 from command_line import MakeMap
 
-from vitcod_cli.masks.methods import (
-    fill_empty_rows,
-    info_mask,
-    keep_prefix,
-    random_mask,
-    ratio_mask,
-    sparsity_of,
-    std_mask,
-)
-from vitcod_cli.masks.statistics import attention_macs, block_sparsity, global_tokens, head_sparsity
+from vitcod_cli.masks.info import info_mask
+from vitcod_cli.masks.prefix import fill_empty_rows, keep_prefix
+from vitcod_cli.masks.random import random_mask
+from vitcod_cli.masks.ratio import ratio_mask
+from vitcod_cli.masks.statistics import attention_macs, block_sparsity, global_tokens, head_sparsity, sparsity_of
+from vitcod_cli.masks.std import std_mask
 
 METHODS = {
     "info": lambda attention: info_mask(attention, 0.6),

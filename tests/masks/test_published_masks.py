@@ -11,8 +11,11 @@ from command_line import MakeMap
 
 from vitcod_cli.artifacts.attention_map import read_attention_map
 from vitcod_cli.artifacts.mask import read_mask
-from vitcod_cli.masks.methods import info_mask, keep_prefix, ratio_mask, std_mask
+from vitcod_cli.masks.info import info_mask
+from vitcod_cli.masks.prefix import keep_prefix
+from vitcod_cli.masks.ratio import ratio_mask
 from vitcod_cli.masks.statistics import attention_macs, global_tokens
+from vitcod_cli.masks.std import std_mask
 
 CUTS = (0.0, 1e-12, 0.01, 0.186, 0.5, 0.75, 0.99, 0.999999, 1 - 2**-53, 1.0)
 

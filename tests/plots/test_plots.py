@@ -11,7 +11,8 @@ from command_line import Cli, MakeMap
 from PIL import Image
 
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.methods import info_mask, keep_prefix
+from vitcod_cli.masks.info import info_mask
+from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.plots.canvas import DPI, TokenAxis
 from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, save_plots
 from vitcod_cli.reporting import SilentReporter

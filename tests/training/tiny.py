@@ -22,11 +22,12 @@ from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
-from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Reporter, SilentReporter
 from vitcod_cli.runtime import RuntimeSettings, start
+from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.training.trainer import FitResult, fit
 
@@ -105,27 +106,33 @@ def train(
 ) -> tuple[FitResult, nn.Module]:
     """Train the tiny model on coloured squares in ``folder``; other arguments are the recipe's."""
     settings = Recipe(**{**RECIPE, **recipe}, teacher=recipe_teacher)
-    with start(
-        RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})})
-    ) as place:
+    options = FineTuneOptions(
+        recipe=settings,
+        augmentation=AugmentationSettings(**(augmentation or {})),
+        data=DataSettings(**{"workers": 0, **(data or {})}),
+        runtime=RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})}),
+        output=OutputSettings(output_dir=str(folder), resume=resume),
+    )
+    images = Images(
+        train_data or Colours(train_images, seed=1),
+        Colours(val_images, seed=2),
+        Preprocess((3, 16, 16), crop_pct=1.0),
+    )
+    with start(options.runtime) as running:
         model = model or build_model(
             tiny_config(**{"svd_type": "mix_head_fc_qk", **(config or {})}), drop_path=settings.drop_path
         )
         if mishap is not None:
             model.head_drop = Mishap(**mishap)
+        folder.mkdir(parents=True, exist_ok=True)
         result = fit(
             model,
-            recipe=settings,
-            augmentation=AugmentationSettings(**(augmentation or {})),
-            train_data=train_data or Colours(train_images, seed=1),
-            val_data=Colours(val_images, seed=2),
-            preprocess=Preprocess((3, 16, 16), crop_pct=1.0),
-            data_settings=DataSettings(**{"workers": 0, **(data or {})}),
-            runtime=place,
-            run=RunDirectory.open(OutputSettings(output_dir=str(folder), resume=True)),
+            images,
+            options,
+            run=RunDirectory(folder, resume or distributed.restarted()),
+            provenance={},
+            runtime=running,
             reporter=reporter or SilentReporter(),
-            save=lambda module, path, info: save_model(path, module, info),
-            resume=resume,
             teacher=teacher,
         )
     return result, model

@@ -41,6 +41,7 @@ __all__ = [
     "atomic_path",
     "checked_path",
     "first_line",
+    "free_path",
     "open_safetensors",
     "read_safetensors_info",
     "remove_leftovers",
@@ -83,6 +84,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise VitcodError(_cannot_write(path, error)) from error
     with suppress(OSError):  # some file systems can't sync a folder; the file itself is safe by now
         _sync(target.parent)
+
+
+def free_path(path: str | os.PathLike[str], overwrite: bool, flag: str = "--output") -> Path:
+    """``path`` as a Path, once it is known that a file may be written there.
+
+    Raises:
+        VitcodError: if there is a file already and it may not be overwritten.
+    """
+    if os.path.exists(path) and not overwrite:
+        raise VitcodError(f"{path} exists; replace it with --overwrite, or name another file with {flag}.")
+    return Path(path)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

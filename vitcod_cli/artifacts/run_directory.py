@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vitcod_cli.artifacts.files import atomic_path, remove_leftovers
-from vitcod_cli.distributed import is_main, restarted
+from vitcod_cli.distributed import from_main, is_main, restarted
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings, setting
+from vitcod_cli.settings import Settings, required, setting
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
@@ -19,21 +19,26 @@ BOUNDARY = "epoch.safetensors"  # see training/state.py
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSettings(Settings):
+class OutputSettings(Settings, panel="Output"):
     """Where a run writes, and what it does when something is there already."""
 
-    output_dir: str | None = setting(
-        None, "Folder for checkpoints, figures and state.", panel="Output", metavar="FOLDER", show_default=False
+    output_dir: str = required(
+        "Folder for checkpoints, metrics and state.", "name a folder for the results.", metavar="FOLDER"
     )
-    overwrite: bool = setting(False, "Start afresh in a folder that isn't empty.", panel="Output")
-    resume: bool = setting(False, "Go on with the run in the output folder.", panel="Output")
+    overwrite: bool = setting(False, "Start afresh in a folder that isn't empty.")
+    resume: bool = setting(False, "Go on with the run in the output folder.")
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """An opened run folder. Only the main process may write to it."""
+    """An opened run folder; only the main process writes to it.
+
+    Attributes:
+        resume: whether a saved state in it is to be gone on from.
+    """
 
     path: Path
+    resume: bool = False
 
     @classmethod
     def open(cls, settings: OutputSettings) -> RunDirectory:
@@ -44,16 +49,14 @@ class RunDirectory:
         its folder whatever ``settings`` say.
 
         Raises:
-            VitcodError: if no folder is named, it can't be made, or it isn't empty and neither
+            VitcodError: if the folder can't be made, or it isn't empty and neither
                 ``resume`` nor ``overwrite`` is set.
         """
-        if settings.output_dir is None:
-            raise VitcodError("--output-dir is needed: name a folder for the results.")
         if settings.resume and settings.overwrite:
             raise VitcodError("--resume and --overwrite exclude each other: go on with the run, or start afresh.")
         path = Path(settings.output_dir)
         if not is_main():  # it would see what the main process has written meanwhile
-            return cls(path)
+            return cls(path, settings.resume or restarted())
         try:
             path.mkdir(parents=True, exist_ok=True)
             filled = any(path.iterdir())
@@ -67,7 +70,7 @@ class RunDirectory:
                 f"--output-dir {path} is not empty; go on with the run in it with --resume, start afresh in it "
                 "with --overwrite, or name another folder."
             )
-        run = cls(path)
+        run = cls(path, settings.resume or restarted())
         remove_leftovers(path)
         if settings.overwrite and not restarted():
             run._clear()
@@ -88,21 +91,33 @@ class RunDirectory:
         """What ``--resume`` needs."""
         return self.path / STATE
 
+    @property
+    def resumes(self) -> bool:
+        """Whether training goes on from a saved state, so that what comes before it is done already.
+
+        That is so when one is there and ``--resume`` was given, or torchrun or SLURM has restarted the run.
+        """
+        return from_main(self.resume and self.state.exists())
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.yaml``: everything the run was started with."""
+        if not is_main():
+            return
         import yaml
 
         with atomic_path(self.path / CONFIG) as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def log(self, **figures: Any) -> None:
+    def log(self, **metrics: Any) -> None:
         """Append one line to ``metrics.jsonl``, in place of half a line that a killed process left."""
+        if not is_main():
+            return
         path = self.path / METRICS
         try:
             with open(path, "a+b") as file:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-                file.write(json.dumps(figures).encode() + b"\n")
+                file.write(json.dumps(metrics).encode() + b"\n")
         except OSError as error:
             raise VitcodError(
                 f"Can't write {path} ({error.strerror}); free some space and go on with --resume."

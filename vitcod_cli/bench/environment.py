@@ -10,8 +10,8 @@ from typing import Any
 import timm
 import torch
 
-from vitcod_cli import __version__
 from vitcod_cli.runtime import Runtime
+from vitcod_cli.version import __version__
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitcod_cli.bench.memory import is_out_of_memory, peak_memory, release
-from vitcod_cli.bench.settings import BenchSettings
+from vitcod_cli.bench.settings import BenchOptions
 from vitcod_cli.bench.timing import Spread, ratio, take_turns
 from vitcod_cli.bench.workload import Work, for_inference, forward_pass, make_optimizer, training_step
 from vitcod_cli.reporting import Reporter
@@ -103,7 +103,7 @@ class Results:
 
 
 def measure(
-    models: dict[str, VisionTransformer], settings: BenchSettings, runtime: Runtime, reporter: Reporter
+    models: dict[str, VisionTransformer], settings: BenchOptions, runtime: Runtime, reporter: Reporter
 ) -> Results:
     """Time ``models`` by turns; the first is compared with each of the others.
 
@@ -156,7 +156,7 @@ class _Case:
 
     mode: Mode
     batch_size: int
-    settings: BenchSettings
+    settings: BenchOptions
     runtime: Runtime
     optimizers: _Optimizers
 

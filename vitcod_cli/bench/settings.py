@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from vitcod_cli.distributed import world_size
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings, setting
-
-PANEL = "Measurement"
+from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, mask_setting
+from vitcod_cli.runtime import RuntimeSettings
+from vitcod_cli.settings import ResultSettings, Settings, setting
 
 TIMM = "timm"
 """The value of ``--against`` that stands for timm's own implementation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings(Settings):
-    """Options of ``vitcod bench``. The defaults take half a minute for DeiT-Tiny on two CPU cores."""
+class OneProcessSettings(RuntimeSettings, panel="Runtime"):
+    """A measurement is of one process on one device."""
 
-    batch_size: list[int] = setting([1, 32], "Images in a batch; may be repeated.", panel=PANEL, metavar="N")
-    training: bool = setting(
-        True, "Time a training step too: forward, backward and AdamW, with the reconstruction loss.", panel=PANEL
-    )
-    against: str | None = setting(
-        None,
-        "Time a second model by turns with the first: another checkpoint, or timm for timm's own implementation "
-        "of the same model, without auto-encoders and mask.",
-        panel=PANEL,
-        metavar="FILE|timm",
-        show_default=False,
-    )
-    warmup: int = setting(2, "Passes before each measurement.", panel=PANEL, minimum=0, metavar="N")
-    repeats: int = setting(6, "Measure at least N passes of each model.", panel=PANEL, minimum=1, metavar="N")
-    seconds: float = setting(2.0, "Measure for at least this long for each model.", panel=PANEL, minimum=0)
+    nproc_per_node: int = setting(1, "Refused.", hidden=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.nproc_per_node > 1 or world_size() > 1:
+            raise VitcodError(
+                "vitcod bench measures one process on one device; start it once, without torchrun or "
+                "--nproc-per-node."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Settings, panel="Measurement"):
+    """Options of ``vitcod bench``. The defaults take half a minute for DeiT-Tiny on two CPU cores."""
+
+    checkpoint: str | None = checkpoint_setting()
+    mask: str | None = mask_setting()
+
+    batch_size: list[int] = setting([1, 32], "Images in a batch; may be repeated.", metavar="N")
+    training: bool = setting(
+        True, "Time a training step too: forward, backward and AdamW, with the reconstruction loss."
+    )
+    against: str | None = setting(
+        None,
+        "Time a second model, interleaved with the first: another checkpoint, or timm for timm's own "
+        "implementation of the same model, without auto-encoders and mask.",
+        metavar="FILE|timm",
+        show_default=False,
+    )
+    warmup: int = setting(2, "Passes before each measurement.", minimum=0, metavar="N")
+    repeats: int = setting(6, "Measure at least N passes of each model.", minimum=1, metavar="N")
+    seconds: float = setting(2.0, "Measure for at least this long for each model.", minimum=0)
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    runtime: OneProcessSettings = field(default_factory=OneProcessSettings)
+    result: ResultSettings = field(default_factory=ResultSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint is None and self.model.model is None:
+            raise VitcodError(
+                "--checkpoint or --model is needed: name the weights to measure, or a model for random weights."
+            )
         for size in self.batch_size:
             if size < 1:
                 raise VitcodError(f"--batch-size must be at least 1, not {size}.")

@@ -43,7 +43,7 @@ class BlockReport:
     seconds: float
     note: str = ""
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """For ``metrics.jsonl``."""
         return {
             "stage": "calibrate", "block": self.block, "error_before": self.before, "error": self.after,
@@ -51,8 +51,12 @@ class BlockReport:
         }  # fmt: skip
 
 
-def check_teacher(student: VisionTransformer, teacher: nn.Module, flag: str) -> None:
-    """Raise a VitcodError unless ``teacher`` has the blocks, tokens and width of ``student``."""
+def checked_teacher(student: VisionTransformer, teacher: nn.Module | None, flag: str) -> VisionTransformer:
+    """``teacher``, once it is known to have the blocks, tokens and width of ``student``.
+
+    Raises:
+        VitcodError: if it hasn't; ``flag`` is the option that named it.
+    """
 
     def shape(model: Any) -> tuple[int, int, int] | None:
         if not isinstance(model, VisionTransformer):
@@ -70,6 +74,8 @@ def check_teacher(student: VisionTransformer, teacher: nn.Module, flag: str) -> 
             f"{model_config(student).model} has {wanted[0]}, {wanted[1]} and {wanted[2]}: block-wise calibration "
             "needs the same; use --calibrate-steps 0 with this teacher."
         )
+    assert isinstance(teacher, VisionTransformer)
+    return teacher
 
 
 def calibrate(

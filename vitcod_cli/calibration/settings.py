@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-from vitcod_cli.settings import Settings
-from vitcod_cli.settings import setting as _setting
-
-setting = partial(_setting, panel="Calibration")
+from vitcod_cli.settings import Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationSettings(Settings):
+class CalibrationSettings(Settings, panel="Calibration"):
     """How block after block is fitted to the dense model, on a few images and without labels."""
 
     calibrate_steps: int = setting(240, "Calibration steps for each block; 0 leaves calibration out.", minimum=0)
@@ -22,6 +18,11 @@ class CalibrationSettings(Settings):
     )
     calibrate_batch_size: int = setting(8, "Images of a calibration step, over all processes.", minimum=1)
     calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", minimum=0)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is any calibration."""
+        return self.calibrate_steps > 0
 
 
 @dataclass(frozen=True, kw_only=True)

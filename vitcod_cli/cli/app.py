@@ -11,32 +11,32 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
-from vitcod_cli import __version__
 from vitcod_cli.cli.coerce import as_type
 from vitcod_cli.cli.config import type_hints
-from vitcod_cli.cli.options import ARGUMENTS, expand
-from vitcod_cli.cli.spelling import canonical
+from vitcod_cli.cli.options import ARGUMENTS, Command, flatten, options_type
+from vitcod_cli.cli.spelling import normalizer, several_values
 from vitcod_cli.distributed import is_main
+from vitcod_cli.settings import options_of
+from vitcod_cli.version import __version__
 
 
 class Entry(NamedTuple):
-    """A command: its function in ``commands/``, its line in the list, whether it runs a model."""
+    """A command: its function in ``commands/``, and its line in the list."""
 
     function: str
     summary: str
-    processes: bool = False
 
 
 # A command's module is imported when the command is called for: the others cost nothing.
 COMMANDS = {
-    "finetune-dense": Entry("finetune_dense.finetune_dense", "Train or fine-tune the plain model.", True),
+    "finetune-dense": Entry("finetune_dense.finetune_dense", "Train or fine-tune the plain model."),
     "finetune-lowrank": Entry(
-        "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder.", True
+        "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder."
     ),
-    "dump-attn": Entry("dump_attn.dump_attn", "Step 2: the mean attention map of every head.", True),
+    "dump-attn": Entry("dump_attn.dump_attn", "Step 2: the mean attention map of every head."),
     "gen-mask": Entry("gen_mask.gen_mask", "Step 3: a fixed sparse mask from that map."),
-    "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask.", True),
-    "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint.", True),
+    "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask."),
+    "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint."),
     "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
     "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
     "export": Entry("export.export", "The model as a torch.export or ONNX program, or for timm."),
@@ -44,29 +44,30 @@ COMMANDS = {
     "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),
 }
 
+PANELS = (
+    *("Arguments", "Model", "Mask", "Program", "Measurement", "Calibration", "Data", "Augmentation", "Recipe"),
+    *("Runtime", "Output", "Options"),
+)
+"""The panels of the help, in the order that they are shown in; what every command has (--help) comes last."""
+
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer gives it no public name
 
 
 class VitcodCommand(TyperCommand):
-    """A command that also understands the published spelling, and shows its help panel by panel."""
+    """A command whose options may have several values, and whose help is shown panel by panel."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Bring the words into our own spelling, then parse them as Typer does."""
-        options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
-        valued = [option for option in options if not option.is_flag]
-        words = canonical(
-            args,
-            flags={flag for option in options for flag in (*option.opts, *option.secondary_opts)},
-            values={flag: option.nargs for option in valued for flag in option.opts},
-            repeatable={flag for option in valued if option.multiple for flag in option.opts},
-        )
-        ctx.meta[ARGUMENTS] = list(words)
+        """Give each of several values an option of its own, then parse as Typer does."""
+        assert ctx.token_normalize_func is not None
+        arguments = several_values(args, ctx.obj, ctx.token_normalize_func)
+        ctx.meta[ARGUMENTS] = list(arguments)
         hints = type_hints(ctx)
-        for option in options:
-            _read_plainly(option, hints.get(option.name, bool))  # of those not ours, --help is a flag
+        for param in self.get_params(ctx):
+            if isinstance(param, TyperOption):
+                _read_plainly(param, hints.get(param.name, bool))  # of those not ours, --help is a flag
         try:
-            return super().parse_args(ctx, words)
+            return super().parse_args(ctx, arguments)
         except _UsageError:
             if is_main():
                 raise
@@ -89,8 +90,7 @@ class VitcodCommand(TyperCommand):
             if record is not None:
                 general = "Options" if isinstance(param, TyperOption) else "Arguments"
                 panels[getattr(param, "rich_help_panel", None) or general].append(record)
-        # What every command has (--config, --help) comes last.
-        for panel in sorted(panels, key=lambda name: name == "Options"):
+        for panel in sorted(panels, key=PANELS.index):
             with formatter.section(panel):
                 formatter.write_dl(panels[panel])
 
@@ -123,14 +123,27 @@ def _load(name: str) -> Any:
     """The Typer command of ``COMMANDS[name]``."""
     entry = COMMANDS[name]
     module, function = entry.function.split(".")
-    callback = expand(getattr(import_module(f"vitcod_cli.commands.{module}"), function), processes=entry.processes)
+    command = getattr(import_module(f"vitcod_cli.commands.{module}"), function)
+    return get_command(typer_app(name, command, entry.summary))
+
+
+def typer_app(name: str, function: Command, summary: str = "") -> typer.Typer:
+    """A Typer app of one command, which calls ``function`` with its options."""
+    options = list(options_of(options_type(function)).values())
+    context_settings = {**_HELP_FLAGS, "token_normalize_func": normalizer(options), "obj": options}
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name, cls=VitcodCommand, short_help=entry.summary, context_settings=_HELP_FLAGS)(callback)
-    return get_command(single)
+    single.command(name, cls=VitcodCommand, short_help=summary, context_settings=context_settings)(
+        flatten(function)
+    )
+    return single
 
 
 def _read_plainly(option: Any, hint: Any) -> None:
-    """Have Typer convert the values of ``option`` through ``as_type`` instead of pydantic."""
+    """Have Typer convert the values of ``option`` through ``as_type``.
+
+    The one place where we reach into Typer: it converts through pydantic, a ``parser=`` of our own too,
+    and importing pydantic takes longer than a whole ``gen-mask``.
+    """
 
     def process_value(ctx: Any, value: Any) -> Any:
         try:

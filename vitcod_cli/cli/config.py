@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
 
 from vitcod_cli.cli.coerce import as_type
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings, setting_info
-
-ABOUT = "about"
-"""Key of a run's ``config.yaml`` for what is no option (versions, checksums); ``--config`` skips it."""
-
-_NOT_RECORDED = ("resume", "overwrite")
-
-
-def config_of(*settings: Settings, about: dict[str, Any], **plain: Any) -> dict[str, Any]:
-    """What a run writes to ``config.yaml``: every option by name, and ``about``.
-
-    Given back with ``--config``, it repeats the run. How the run was started (``--resume``,
-    ``--overwrite``) is not part of it.
-    """
-    values = {
-        field.name: getattr(group, field.name)
-        for group in settings
-        for field in fields(group)
-        if setting_info(field) is not None
-    }
-    values = {key: value for key, value in {**values, **plain}.items() if key not in _NOT_RECORDED}
-    return {**values, ABOUT: about}
+from vitcod_cli.settings import ABOUT
 
 
 def read_config(context: typer.Context, value: str | None) -> str | None:
@@ -47,14 +25,14 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
     hints = type_hints(context)
     del hints["config"]
     # YAML allows any key; ours are option names, with dashes or underscores.
-    given = {str(key).replace("-", "_"): item for key, item in _load(value).items() if key != ABOUT}
-    for key in given:
+    values = {str(key).replace("-", "_"): item for key, item in _load(value).items() if key != ABOUT}
+    for key in values:
         if key not in hints:
             raise VitcodError(_unknown_key(value, key, list(hints), str(context.info_name)))
     context.default_map = {
         # A null, as a run's config.yaml has for what wasn't given, leaves the default.
         key: _checked(item, hints[key], f"--config {value}: {key}")
-        for key, item in given.items()
+        for key, item in values.items()
         if item is not None
     }
     return value

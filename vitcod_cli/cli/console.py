@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from vitcod_cli.training.trainer import FitResult
+
 LINE_EVERY = 10.0
 """Seconds between two plain progress lines."""
 
@@ -42,10 +44,18 @@ def print_json(value: Any) -> None:
     print_result(json.dumps(value, indent=2))
 
 
-def figures_in_words(figures: dict[str, float | str]) -> str:
+def print_fit(result: FitResult, *, as_json: bool) -> None:
+    """Print what a fine-tuning step has reached: the best evaluation, or all of it as JSON."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_result(result.best.line())
+
+
+def metrics_text(metrics: dict[str, float | str]) -> str:
     """``loss 1.083, lr 1e-05``."""
     return ", ".join(
-        f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in figures.items()
+        f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in metrics.items()
     )
 
 
@@ -72,7 +82,7 @@ class _PlainProgress:
         self.done = 0.0
         self.start = self.last_line = time.monotonic()
 
-    def advance(self, amount: float = 1, **figures: float | str) -> None:
+    def advance(self, amount: float = 1, **metrics: float | str) -> None:
         """Count, and say a line when the last is long enough ago."""
         self.done += amount
         now = time.monotonic()
@@ -86,9 +96,7 @@ class _PlainProgress:
             text += f"/{self.total:.0f} {self.unit} ({self.done / self.total:.0%}), {_duration(left)} left"
         else:
             text += f" {self.unit}"
-        self.reporter.info(
-            ", ".join(filter(None, [f"{text}, {speed:.3g} {self.unit}/s", figures_in_words(figures)]))
-        )
+        self.reporter.info(", ".join(filter(None, [f"{text}, {speed:.3g} {self.unit}/s", metrics_text(metrics)])))
 
 
 def _duration(seconds: float) -> str:
@@ -151,8 +159,8 @@ class _RichProgress:
     def __init__(self, bars: RichProgress, task: TaskID, unit: str) -> None:
         self.bars, self.task, self.unit = bars, task, unit
 
-    def advance(self, amount: float = 1, **figures: float | str) -> None:
+    def advance(self, amount: float = 1, **metrics: float | str) -> None:
         """Move the bar."""
         speed = self.bars._tasks[self.task].speed
         shown = f"{speed:.3g} {self.unit}/s" if speed else ""
-        self.bars.update(self.task, advance=amount, speed=shown, figures=figures_in_words(figures))
+        self.bars.update(self.task, advance=amount, speed=shown, figures=metrics_text(metrics))

@@ -6,21 +6,10 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from vitcod_cli.distributed import world_size
-
-ProcessesOption = Annotated[
-    int,
-    typer.Option(
-        "--nproc-per-node",
-        metavar="N",
-        help="Processes to start on this machine (one per GPU), as torchrun does.",
-        rich_help_panel="Runtime",
-    ),
-]
 
 
 def is_launched() -> bool:

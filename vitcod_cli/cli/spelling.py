@@ -1,67 +1,84 @@
-"""Other spellings of our options: those of the published code, of DeiT and of timm."""
+"""Other ways to write our options: underscores, other tools' names, several values behind one option."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args, get_origin
 
-PUBLISHED = {
-    "--attn": ("--attn-map",),
-    "--data-set": ("--dataset",),
-    "--distillation-alpha": ("--distill-alpha",),
-    "--distillation-tau": ("--distill-tau",),
-    "--distillation-type": ("--distill",),
-    "--finetune": ("--init-from", "--checkpoint"),
-    "--input-size": ("--img-size",),
-    "--mask-path": ("--mask",),
-    "--num-workers": ("--workers",),
-    "--teacher-model": ("--teacher",),
-}
-"""Names of the published code and of DeiT for what we call otherwise; the first that a command has is meant."""
+from vitcod_cli.cli.coerce import as_type, bare
+from vitcod_cli.settings import Option
 
 
-def canonical(
-    words: Sequence[str], flags: Collection[str], values: Mapping[str, int], repeatable: Collection[str]
-) -> list[str]:
-    """The command line in our own spelling; values are left as they are.
+def normalizer(options: Iterable[Option]) -> Callable[[str], str]:
+    """The ``token_normalize_func`` of a command: ``info_cut`` -> ``info-cut``, aliases -> our own names.
 
-    ``--info_cut 0.9`` becomes ``--info-cut 0.9``; the several values that one option may be
-    given (``--model-kwargs a=1 b=2``) become one option each.
-
-    Args:
-        words: the words after the command's name.
-        flags: every option of the command.
-        values: how many values an option takes, for those that take any.
-        repeatable: the options among these that may be given several times.
+    Typer calls it with option names, without their dashes, and with the choices of options, which stay.
     """
+    names: dict[str, str] = {}
+    for option in options:
+        own = [flag.removeprefix("--") for flag in option.info.flag.split("/")]
+        names |= {flag: flag for flag in own}
+        if bare(option.type) is bool:
+            names[f"no-{own[0]}"] = f"no-{own[0]}"
+        names |= {alias.removeprefix("--"): own[0] for alias in option.info.aliases}
+
+    def normalize(token: str) -> str:
+        return names.get(token.replace("_", "-"), token)
+
+    return normalize
+
+
+def several_values(
+    arguments: Sequence[str], options: Iterable[Option], normalize: Callable[[str], str]
+) -> list[str]:
+    """``--model-kwargs a=1 b=2`` as one option each: ``--model-kwargs a=1 --model-kwargs b=2``.
+
+    A further argument is a value of the option when it could be one: ``key=value`` for an option that
+    takes such, a number for one that takes numbers. So a file name behind it stays an argument.
+    ``--resume auto``, as timm has it, becomes ``--resume``.
+    """
+    by_flag = {option.info.flag.split("/")[0]: option for option in options if not option.info.positional}
     result: list[str] = []
-    rest = list(words)
+    rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*result, word, *rest]
-        if not word.startswith("--"):
-            result.append(word)
+        argument = rest.pop(0)
+        if argument == "--":
+            return [*result, argument, *rest]
+        result.append(argument)
+        name, equals, _ = argument.partition("=")
+        if not name.startswith("--"):
             continue
-        name, equals, value = word.partition("=")
-        flag = _own_name(name, flags)
-        result.append(flag + equals + value)
-        if flag == "--resume" and rest[:1] == ["auto"]:
-            rest.pop(0)  # --resume is auto already
-        for _ in range(min(values.get(flag, 0) - len(equals), len(rest))):
+        option = by_flag.get("--" + normalize(name.removeprefix("--")))
+        if option is None:
+            continue
+        if option.name == "resume" and rest[:1] == ["auto"]:
+            rest.pop(0)
+        for _ in range(min(_arity(option) - len(equals), len(rest))):
             result.append(rest.pop(0))
-        if flag in repeatable:
-            while rest and not _looks_like_option(rest[0]):
-                result += [flag, rest.pop(0)]
+        while _is_list(option) and rest and _is_value(option, rest[0]):
+            result += [name, rest.pop(0)]
     return result
 
 
-def _own_name(name: str, flags: Collection[str]) -> str:
-    dashed = name.replace("_", "-")
-    if dashed in flags:
-        return dashed
-    return next((own for own in PUBLISHED.get(dashed, ()) if own in flags), name)
+def _is_list(option: Option) -> bool:
+    return get_origin(bare(option.type)) is list
 
 
-def _looks_like_option(word: str) -> bool:
-    return re.match(r"-[^\d.]", word) is not None
+def _arity(option: Option) -> int:
+    """How many values the option takes at a time."""
+    hint = bare(option.type)
+    if hint is bool:
+        return 0
+    return len(get_args(hint)) if get_origin(hint) is tuple else 1
+
+
+def _is_value(option: Option, argument: str) -> bool:
+    item: Any = get_args(bare(option.type))[0]
+    if item is str:
+        key, equals, _ = argument.partition("=")
+        return bool(equals) and key.isidentifier()
+    try:
+        as_type(argument, item)
+    except ValueError:
+        return False
+    return True

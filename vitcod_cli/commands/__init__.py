@@ -1,1 +1,1 @@
-"""The command line: one file a subcommand, no maths."""
+"""One file a subcommand, and nothing else: its options, and the one function below that does the work."""

@@ -8,11 +8,9 @@ from typing import Literal
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, setting
 
-PANEL = "Augmentation"
-
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentationSettings(Settings):
+class AugmentationSettings(Settings, panel="Augmentation"):
     """DeiT's augmentation.
 
     Crops, flips, RandAugment, jitter, erasing and repeats are done by the training loader; mixup,
@@ -20,48 +18,40 @@ class AugmentationSettings(Settings):
     """
 
     color_jitter: float = setting(
-        0.4, "Strength of colour jitter; unused beside --aa, except 3a, as in timm.", minimum=0, panel=PANEL
+        0.4, "Strength of colour jitter; unused beside --aa, except 3a, as in timm.", minimum=0
     )
     aa: str = setting(
         "rand-m9-mstd0.5-inc1",
         "AutoAugment policy in timm's words; 3a is DeiT-III's three-augment; none turns it off.",
         metavar="POLICY",
-        panel=PANEL,
     )
     train_interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"] = (
-        setting("bicubic", "How training pictures are resized.", panel=PANEL)
+        setting("bicubic", "How training pictures are resized.")
     )
-    scale: tuple[float, float] = setting(
-        (0.08, 1.0), "Range of the area of random crops.", metavar="LOW HIGH", panel=PANEL
-    )
+    scale: tuple[float, float] = setting((0.08, 1.0), "Range of the area of random crops.", metavar="LOW HIGH")
     ratio: tuple[float, float] = setting(
         (0.75, 4 / 3),
         "Range of the aspect ratio of random crops.",
         metavar="LOW HIGH",
         show_default="0.75 1.333",
-        panel=PANEL,
     )
-    hflip: float = setting(0.5, "Probability of a left-right flip.", minimum=0, maximum=1, panel=PANEL)
-    repeated_aug: bool = setting(
-        True, "Show each picture several times in a row, differently augmented.", panel=PANEL
-    )
-    num_aug_repeats: int = setting(3, "How many times, with --repeated-aug.", minimum=1, panel=PANEL)
-    reprob: float = setting(0.25, "Probability of random erasing.", minimum=0, maximum=1, panel=PANEL)
-    remode: Literal["pixel", "rand", "const"] = setting("pixel", "What random erasing fills in.", panel=PANEL)
-    recount: int = setting(1, "How many boxes random erasing erases at most.", minimum=1, panel=PANEL)
-    smoothing: float = setting(0.1, "Label smoothing.", minimum=0, maximum=0.999, panel=PANEL)
-    mixup: float = setting(0.8, "Alpha of mixup; 0 turns it off.", minimum=0, panel=PANEL)
-    cutmix: float = setting(1.0, "Alpha of cutmix; 0 turns it off.", minimum=0, panel=PANEL)
-    mixup_prob: float = setting(1.0, "Probability of mixup or cutmix.", minimum=0, maximum=1, panel=PANEL)
+    hflip: float = setting(0.5, "Probability of a left-right flip.", minimum=0, maximum=1)
+    repeated_aug: bool = setting(True, "Show each picture several times in a row, differently augmented.")
+    num_aug_repeats: int = setting(3, "How many times, with --repeated-aug.", minimum=1)
+    reprob: float = setting(0.25, "Probability of random erasing.", minimum=0, maximum=1)
+    remode: Literal["pixel", "rand", "const"] = setting("pixel", "What random erasing fills in.")
+    recount: int = setting(1, "How many boxes random erasing erases at most.", minimum=1)
+    smoothing: float = setting(0.1, "Label smoothing.", minimum=0, maximum=0.999)
+    mixup: float = setting(0.8, "Alpha of mixup; 0 turns it off.", minimum=0)
+    cutmix: float = setting(1.0, "Alpha of cutmix; 0 turns it off.", minimum=0)
+    mixup_prob: float = setting(1.0, "Probability of mixup or cutmix.", minimum=0, maximum=1)
     mixup_switch_prob: float = setting(
-        0.5, "Probability of cutmix rather than mixup, when both are on.", minimum=0, maximum=1, panel=PANEL
+        0.5, "Probability of cutmix rather than mixup, when both are on.", minimum=0, maximum=1
     )
     mixup_mode: Literal["batch", "pair", "elem"] = setting(
-        "batch", "Whether mixup draws by batch, pair or element.", panel=PANEL
+        "batch", "Whether mixup draws by batch, pair or element."
     )
-    no_aug: bool = setting(
-        False, "Turn all of the above off but label smoothing: resize and crop the centre.", panel=PANEL
-    )
+    no_aug: bool = setting(False, "Turn all of the above off but label smoothing: resize and crop the centre.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,11 +7,9 @@ from typing import Literal
 
 from vitcod_cli.settings import Settings, setting
 
-PANEL = "Data"
-
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings(Settings):
+class DataSettings(Settings, panel="Data"):
     """Where images come from and how they are read."""
 
     data_path: str | None = setting(
@@ -19,7 +17,6 @@ class DataSettings(Settings):
         "Folder of the data set; for the ImageNet layout, the one that holds train/ and val/.",
         metavar="FOLDER",
         show_default=False,
-        panel=PANEL,
     )
     dataset: str = setting(
         "",
@@ -27,34 +24,30 @@ class DataSettings(Settings):
         "INAT19 as in DeiT; or any timm name, such as torch/cifar10, hfds/NAME, wds/NAME.",
         metavar="NAME",
         show_default="ImageNet layout",
-        panel=PANEL,
+        aliases=("--data-set",),
     )
-    train_split: str = setting("train", "Name of the training split.", metavar="NAME", panel=PANEL)
+    train_split: str = setting("train", "Name of the training split.", metavar="NAME")
     val_split: str = setting(
         "validation",
         "Name of the validation split (a folder may also be called val).",
         metavar="NAME",
-        panel=PANEL,
     )
     class_map: str | None = setting(
         None,
         "Text file of class names, one a line, whose line numbers are the labels; or JSON, {name: label}.",
         metavar="FILE",
         show_default=False,
-        panel=PANEL,
     )
     inat_category: Literal["name", "genus", "family", "supercategory", "order", "class", "phylum", "kingdom"] = (
-        setting("name", "What iNaturalist pictures are classified by.", panel=PANEL)
+        setting("name", "What iNaturalist pictures are classified by.")
     )
-    download: bool = setting(
-        False, "Download a data set that isn't there (torch/, hfds/, hfids/, tfds/).", panel=PANEL
-    )
+    download: bool = setting(False, "Download a data set that isn't there (torch/, hfds/, hfids/, tfds/).")
     workers: int | None = setting(
         None,
         "Processes that read images, for each process that computes.",
         minimum=0,
         show_default="by core count",
-        panel=PANEL,
+        aliases=("--num-workers",),
     )
     crop_pct: float | None = setting(
         None,
@@ -62,14 +55,12 @@ class DataSettings(Settings):
         minimum=0.01,
         maximum=1.0,
         show_default="224/256; 1 up to 32 pixels",
-        panel=PANEL,
     )
     interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = setting(
-        "bicubic", "How evaluation pictures are resized.", panel=PANEL
+        "bicubic", "How evaluation pictures are resized."
     )
     max_bad_images: int = setting(
         10,
         "Pictures that may turn out unreadable, each with a warning, before the run stops.",
         minimum=0,
-        panel=PANEL,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings, setting
+from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, mask_setting
+from vitcod_cli.settings import ResultSettings, Settings, required, setting
 
 Form = Literal["program", "onnx", "weights"]
 
@@ -15,42 +16,42 @@ _FORMS: dict[str, Form] = {".pt2": "program", ".onnx": "onnx", ".safetensors": "
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings(Settings):
+class ExportOptions(Settings, panel="Output"):
     """Options of ``vitcod export``."""
 
-    output: str | None = setting(
-        None,
+    checkpoint: str = checkpoint_setting("name the weights to export.")
+    mask: str | None = mask_setting()
+    output: str = required(
         "File to write; its ending says what: .pt2 for a torch.export program, .onnx, or .safetensors for weights "
         "that plain timm loads.",
-        panel="Output",
+        "name the file to write, such as model.pt2 or model.onnx.",
         metavar="FILE",
-        show_default=False,
     )
-    overwrite: bool = setting(False, "Replace the file when it is there already.", panel="Output")
+    overwrite: bool = setting(False, "Replace the file when it is there already.")
     input: Literal["float32", "uint8"] = setting(
         "float32",
-        "Pictures that the program takes: float32, normalised already, or uint8, which it normalises itself.",
+        "Images that the program takes: float32, normalised already, or uint8, which it normalises itself.",
         panel="Program",
     )
     batch_size: int | None = setting(
         None,
-        "Pictures in a batch of the program. With a fixed number, attention leaves out what the mask prunes "
+        "Images in a batch of the program. With a fixed number, attention leaves out what the mask prunes "
         "where that is expected to save time.",
         panel="Program",
         minimum=1,
         metavar="N",
         show_default="any number",
     )
+    model: ModelSettings = field(default_factory=ModelSettings)
+    result: ResultSettings = field(default_factory=ResultSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.form
 
     @property
     def path(self) -> Path:
-        """The file to write.
-
-        Raises:
-            VitcodError: if none is named.
-        """
-        if self.output is None:
-            raise VitcodError("--output is needed: name the file to write, such as model.pt2 or model.onnx.")
+        """The file to write."""
         return Path(self.output)
 
     @property

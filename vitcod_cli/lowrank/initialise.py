@@ -40,7 +40,7 @@ class LayerReport:
     kept_energy: float
     logit_error: tuple[float, float] | None = None
 
-    def figures(self) -> dict[str, float | int | str]:
+    def metrics(self) -> dict[str, float | int | str]:
         """For ``metrics.jsonl``."""
         values: dict[str, float | int | str] = {
             "stage": "init", "block": self.layer, "init": self.method, "kept_energy": self.kept_energy

@@ -12,7 +12,7 @@ InitMethod = Literal["aligned", "pca", "trunc-normal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankSettings(Settings):
+class LowRankSettings(Settings, panel="Calibration"):
     """What is compressed, and where the auto-encoders begin."""
 
     svd_type: SvdType = setting(
@@ -22,11 +22,9 @@ class LowRankSettings(Settings):
         "aligned",
         "How the auto-encoders begin: aligned (heads rotated alike, then fitted to the attention logits), pca "
         "(PCA over heads), trunc-normal (the published random start).",
-        panel="Calibration",
     )
     align_steps: int = setting(
         100,
         "Steps of the fit to the logits with --init aligned; 0 stops after the rotation.",
         minimum=0,
-        panel="Calibration",
     )

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
 from vitcod_cli.masks.ranking import Keep
+from vitcod_cli.settings import setting
 
 Importance = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocated(MaskMethod):
+    """Options of the method; ``--sparsity`` is that of the info method, whose place it takes."""
+
+    name = "allocated"
+
+    allocate: bool = setting(
+        False,
+        "Spend the --sparsity where it does the least damage, over all blocks, heads and rows together, instead "
+        "of the same info cut everywhere; needs a map from dump-attn --importance-images.",
+    )
+    target: float = DEFAULT_SPARSITY
+
+    def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
+        """See :func:`allocated_mask`."""
+        if attention_map.importance is None:
+            raise VitcodError(
+                "--allocate needs to know what every entry is worth, and --attn-map doesn't say it; make the map "
+                "again with vitcod dump-attn --importance-images 256."
+            )
+        return allocated_mask(attention_map.importance, self.target, num_prefix_tokens), {}
 
 
 def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: int) -> Keep:
     """Keep the entries of the whole model that are worth most.
 
-    Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the first is kept.
+    Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the later is kept.
 
     Args:
         importance: [L, H, N, N], larger for an entry that is worth more.
@@ -42,18 +69,20 @@ def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: i
 def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
     """What every mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
     keep = np.zeros(importance.shape, dtype=np.bool_)
-    np.put_along_axis(keep, importance.argmax(axis=-1)[..., None], True, axis=-1)
+    last = importance.shape[-1] - 1
+    np.put_along_axis(keep, last - importance[..., ::-1].argmax(axis=-1)[..., None], True, axis=-1)
     keep[..., :num_prefix_tokens, :] = True
     keep[..., :, :num_prefix_tokens] = True
     return keep
 
 
 def _keep_largest_of_all(keep: Keep, score: NDArray[Any], count: int) -> None:
-    """Set ``keep`` at the ``count`` largest scores, the first ones where they tie."""
+    """Set ``keep`` at the ``count`` largest scores, the later ones where they tie."""
     if count == 0:
         return
     flat, kept = score.reshape(-1), keep.reshape(-1)
     smallest = np.partition(flat, flat.size - count)[flat.size - count]
     above = flat > smallest
     kept[above] = True
-    kept[np.flatnonzero(flat == smallest)[: count - np.count_nonzero(above)]] = True
+    ties = np.flatnonzero(flat == smallest)
+    kept[ties[ties.size - (count - np.count_nonzero(above)) :]] = True

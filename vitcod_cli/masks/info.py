@@ -1,17 +1,56 @@
-"""The paper's masks: the keys of each row that hold most of its attention (HPCA 2023, section IV-A)."""
+"""``--method info``, the paper's: the keys that hold most of a row's attention (HPCA 2023, section IV-A)."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
 from vitcod_cli.masks.ranking import Attention, Keep, for_each_block, keep_largest
+from vitcod_cli.settings import setting
 
 Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(MaskMethod):
+    """Options of the method."""
+
+    name = "info"
+
+    sparsity: float | None = setting(
+        None,
+        "info: share of entries to prune; finds the --info-cut that gives it.",
+        minimum=0,
+        maximum=1,
+        show_default=str(DEFAULT_SPARSITY),
+    )
+    info_cut: float | None = setting(
+        None,
+        "info: share of each row's attention to keep, instead of --sparsity.",
+        minimum=0,
+        maximum=1,
+        show_default=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity is not None and self.info_cut is not None:
+            raise VitcodError("--sparsity and --info-cut exclude each other: --sparsity finds the cut; give one.")
+
+    def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
+        """See :func:`info_mask` and :func:`info_mask_of_sparsity`."""
+        if self.info_cut is not None:
+            return info_mask(attention_map.attention, self.info_cut), {"info_cut": self.info_cut}
+        sparsity = DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+        keep, cut = info_mask_of_sparsity(attention_map.attention, sparsity, num_prefix_tokens)
+        return keep, {"info_cut": cut}
 
 
 def info_mask(attention: Attention, info_cut: float) -> Keep:
@@ -33,31 +72,29 @@ def info_mask(attention: Attention, info_cut: float) -> Keep:
     return keep
 
 
-def find_info_cut(attention: Attention, sparsity: float, num_prefix_tokens: int) -> float:
-    """The cut with which :func:`info_mask`, its prefix kept, comes as near to ``sparsity`` as any can.
+def info_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tokens: int) -> tuple[Keep, float]:
+    """:func:`info_mask` at the cut with which, its prefix kept, it comes as near to ``sparsity`` as any can.
 
-    Exact. Of all cuts that give the same mask, the one with the fewest decimals is returned.
+    Exact. Of all cuts that give the same mask, the one with the fewest decimals is taken.
 
     Args:
         attention: [L, H, N, N].
         sparsity: wanted share of pruned entries among all, 0 to 1.
-        num_prefix_tokens: tokens whose rows and columns will be kept.
+        num_prefix_tokens: tokens whose rows and columns will be kept; they aren't yet.
+
+    Returns:
+        The mask [L, H, N, N], and the cut.
 
     Raises:
         VitcodError: if no cut between 0 and 1 gives this sparsity to two decimals.
     """
-    return _RankedMap(attention).find_cut(sparsity, num_prefix_tokens)
-
-
-def info_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tokens: int) -> tuple[Keep, float]:
-    """:func:`info_mask` (prefix not kept yet) at the cut of :func:`find_info_cut`, and that cut."""
     ranked = _RankedMap(attention)
     cut = ranked.find_cut(sparsity, num_prefix_tokens)
     return ranked.keep_until(cut), cut
 
 
 def _rank(rows: Attention) -> tuple[Attention, Numbers]:
-    """``rows`` [..., N] sorted ascending, and their running sums: at place p of the p + 1 largest keys."""
+    """``rows`` [..., N] sorted ascending, and their running sums: at index p of the p + 1 largest keys."""
     ascending = np.sort(rows, axis=-1)
     descending = ascending[..., ::-1].astype(np.float64)
     return ascending, np.cumsum(descending, axis=-1, out=descending)
@@ -100,7 +137,7 @@ class _RankedMap:
         return keep
 
     def find_cut(self, sparsity: float, num_prefix_tokens: int) -> float:
-        """See :func:`find_info_cut`."""
+        """The cut of :func:`info_mask_of_sparsity`."""
         steps = [sums[:, num_prefix_tokens:, :-2] for sums in self._sums]
         spared = self._steps_of_the_prefix(num_prefix_tokens)
         wanted = sparsity * self._attention.size
@@ -114,7 +151,7 @@ class _RankedMap:
 
     def _steps_of_the_prefix(self, num_prefix_tokens: int) -> Numbers:
         """The steps of the keys in the prefix columns, which stay whatever the cut: flat."""
-        found = [np.empty(0)]
+        steps = [np.empty(0)]
         num_keys = self._attention.shape[-1]
         for rows, sums in zip(self._attention, self._sums, strict=True):
             patches, patch_sums = rows[:, num_prefix_tokens:], sums[:, num_prefix_tokens:]
@@ -124,8 +161,8 @@ class _RankedMap:
                 rank += np.count_nonzero(patches[..., :column] == value, axis=-1)
                 before = (num_keys - 1 - rank)[..., None]
                 step = np.take_along_axis(patch_sums, np.maximum(before - 2, 0), axis=-1)
-                found.append(np.where(before > 1, step, 0.0)[before > 0])
-        return np.concatenate(found)
+                steps.append(np.where(before > 1, step, 0.0)[before > 0])
+        return np.concatenate(steps)
 
     def _outcomes(
         self, steps: list[Numbers], spared: Numbers, low: float, high: float
@@ -166,10 +203,10 @@ def _bracket(steps: list[Numbers], wanted: float) -> tuple[float, float]:
     if size < 100_000:
         return -np.inf, np.inf
     sample = np.concatenate([block.reshape(-1, block.shape[-1])[::16].ravel() for block in steps])
-    place = round(sample.size * (1 - wanted / size))
+    index = round(sample.size * (1 - wanted / size))
     margin = sample.size // 100
-    below, above = place - margin, place + margin
-    inner = [place for place in (below, above) if 0 <= place < sample.size]
+    below, above = index - margin, index + margin
+    inner = [bound for bound in (below, above) if 0 <= bound < sample.size]
     sample.partition(inner)
     low = sample[below] if below in inner else -np.inf
     high = sample[above] if above in inner else np.inf

@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 Keep = NDArray[np.bool_]
 
 
+def sparsity_of(keep: Keep) -> float:
+    """The share of pruned entries among all entries, prefix rows and columns included."""
+    return 1 - np.count_nonzero(keep) / keep.size
+
+
 def head_sparsity(keep: Keep) -> NDArray[np.float64]:
     """Share of pruned entries of each head: [L, H] for a mask [L, H, N, N]."""
     sparsity: NDArray[np.float64] = 1 - np.count_nonzero(keep, axis=(-2, -1)) / np.prod(keep.shape[-2:])

@@ -7,42 +7,63 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings, setting
+from vitcod_cli.settings import Settings, required, setting
 
-PANEL = "Model"
+_FILE = (
+    "a file (ours, timm's or the published code's), an https:// address, or timm for the pretrained weights "
+    "of --model."
+)
+
+
+def checkpoint_setting(hint: str | None = None) -> Any:
+    """``--checkpoint``, required where there is a ``hint`` for whoever leaves it out."""
+    info: dict[str, Any] = {"panel": "Model", "metavar": "FILE", "aliases": ("--finetune",)}
+    if hint is not None:
+        return required(f"Weights: {_FILE}", hint, **info)
+    return setting(None, f"Weights: {_FILE}", show_default=False, **info)
+
+
+def init_from_setting(hint: str | None = None) -> Any:
+    """``--init-from``, required where there is a ``hint`` for whoever leaves it out."""
+    info: dict[str, Any] = {"panel": "Model", "metavar": "FILE", "aliases": ("--finetune",)}
+    if hint is not None:
+        return required(f"Weights to start from: {_FILE}", hint, **info)
+    return setting(None, f"Weights to start from: {_FILE}", show_default=False, **info)
+
+
+def mask_setting(help: str = "Mask to apply: from gen-mask, or a published .npy.") -> Any:
+    """``--mask``."""
+    return setting(None, help, panel="Model", metavar="FILE", show_default=False, aliases=("--mask-path",))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(Settings):
+class ModelSettings(Settings, panel="Model"):
     """Name and shape of the model; what is left out comes from the checkpoint."""
 
     model: str | None = setting(
         None,
         "Any timm ViT name, such as deit_tiny_patch16_224; a checkpoint that names its own model needs none.",
-        panel=PANEL,
         metavar="NAME",
         show_default=False,
     )
     model_kwargs: list[str] = setting(
         [],
         "Further arguments of timm's model, as key=value (depth=6, qk_norm=True); may be repeated.",
-        panel=PANEL,
         metavar="KEY=VALUE",
         show_default=False,
     )
     num_classes: int | None = setting(
         None,
         "Number of classes; left out, the checkpoint's or the data set's.",
-        panel=PANEL,
         minimum=0,
         show_default=False,
     )
     img_size: int | None = setting(
         None,
         "Image size in pixels; left out, the checkpoint's or the model's own.",
-        panel=PANEL,
         minimum=1,
         show_default=False,
+        aliases=("--input-size",),
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from vitcod_cli.artifacts.run_directory import METRICS, RunDirectory
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.evaluate import Evaluation, evaluate
@@ -30,9 +31,6 @@ from vitcod_cli.training.signals import StopRequest, exit_code
 from vitcod_cli.training.state import Best, Position
 from vitcod_cli.training.step import Batch, Outcome, Stepper
 
-Save = Callable[[nn.Module, Path, dict[str, Any]], None]
-"""Writes a model as a checkpoint, with what is to be said about it."""
-
 
 @dataclass
 class Loop:
@@ -42,7 +40,7 @@ class Loop:
     runtime: Runtime
     run_directory: RunDirectory
     reporter: Reporter
-    save: Save
+    provenance: Mapping[str, Any]
     stop: StopRequest
     train: TrainLoader
     val: EvalLoader
@@ -230,13 +228,13 @@ class Loop:
             ema = module is not self.trained.model
             prefix = "ema_" if ema else ""
             found = {name: figures[prefix + name] for name in ("acc1", "acc5", "loss") if prefix + name in figures}
-            self.save(module, path, {"epoch": figures["epoch"], "ema": ema, **found})
+            info = {"epoch": figures["epoch"], "ema": ema, **found}
+            save_model(path, module, {**self.provenance, **info})
 
     def _log(self, figures: dict[str, Any]) -> None:
         figures["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
         figures = {name: _finite(value) for name, value in figures.items()}
-        if distributed.is_main():
-            self.run_directory.log(**figures)
+        self.run_directory.log(**figures)
         for logger in self._loggers:
             logger.log(figures, figures["epoch"])
 

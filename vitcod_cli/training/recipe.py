@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.settings import Settings
-from vitcod_cli.settings import setting as _setting
-
-setting = partial(_setting, panel="Recipe")
+from vitcod_cli.settings import Settings, setting
 
 LOGGERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Settings):
+class Recipe(Settings, panel="Recipe"):
     """How a model is trained: DeiT's ``main.py`` with the flags of the published experiments."""
 
     # -- length and batches
@@ -69,13 +65,22 @@ class Recipe(Settings):
 
     # -- distillation
     distill: Literal["none", "soft", "hard"] = setting(
-        "none", "Distil from --teacher beside the labels: its probabilities (soft) or its choice (hard)."
+        "none",
+        "Distil from --teacher beside the labels: its probabilities (soft) or its choice (hard).",
+        aliases=("--distillation-type",),
     )
     teacher: str | None = setting(
-        None, "Teacher: a checkpoint, or a timm name for its pretrained weights.", show_default=False
+        None,
+        "Teacher: a checkpoint, or a timm name for its pretrained weights.",
+        show_default=False,
+        aliases=("--teacher-model",),
     )
-    distill_alpha: float = setting(0.5, "Share of the teacher in the loss.", minimum=0, maximum=1)
-    distill_tau: float = setting(1.0, "Temperature of soft distillation.", minimum=1e-3)
+    distill_alpha: float = setting(
+        0.5, "Share of the teacher in the loss.", minimum=0, maximum=1, aliases=("--distillation-alpha",)
+    )
+    distill_tau: float = setting(
+        1.0, "Temperature of soft distillation.", minimum=1e-3, aliases=("--distillation-tau",)
+    )
     distill_from: str | None = setting(
         None,
         "Train by distillation from this checkpoint alone, without labels.",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitcod_cli import distributed
 from vitcod_cli.artifacts.files import atomic_path
-from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
-from vitcod_cli.settings import Settings, flag_of, setting_info
+from vitcod_cli.settings import Settings, settings_of
 from vitcod_cli.training.state import FLAG, Position, StateFile, Trained
 
 # What changes neither the weights nor the figures.
@@ -26,25 +24,17 @@ _HARMLESS = {
     "device",
     "threads",
     "skip_nonfinite",
+    "nproc_per_node",
 }
-
-
-def will_resume(run: RunDirectory, resume: bool) -> bool:
-    """Whether :func:`~vitcod_cli.training.trainer.fit` will go on from a saved state.
-
-    That is so when one is there and ``--resume`` was given, or torchrun or SLURM has restarted the
-    run. A command asks before it prepares a model (calibrates it, say) that would be thrown away.
-    """
-    return distributed.from_main((resume or distributed.restarted()) and StateFile(run.state).exists())
 
 
 def hyper_parameters(*settings: Settings) -> dict[str, Any]:
     """What a run was trained with, by option, as JSON values."""
     return {
-        (info.flag if (info := setting_info(field)) else flag_of(field.name)): _json(getattr(group, field.name))
+        info.flag: _json(getattr(group, name))
         for group in settings
-        for field in fields(group)
-        if field.name not in _HARMLESS
+        for name, info in settings_of(type(group)).items()
+        if name not in _HARMLESS
     }
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -15,24 +18,22 @@ from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.loaders import eval_loader, train_loader
-from vitcod_cli.data.preprocess import Preprocess
-from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.evaluate import Evaluation
 from vitcod_cli.training.keeper import StateKeeper
-from vitcod_cli.training.loop import Loop, Save
+from vitcod_cli.training.loop import Loop
 from vitcod_cli.training.losses import Criterion, make_mixup
 from vitcod_cli.training.network import TrainingModel, over_processes
+from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.resume import Resumption, hyper_parameters, will_resume
+from vitcod_cli.training.resume import Resumption, hyper_parameters
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
 from vitcod_cli.training.signals import StopRequest
 from vitcod_cli.training.state import Position, StateFile, Trained
 from vitcod_cli.training.step import Stepper
-
-__all__ = ["FitResult", "Save", "fit", "will_resume"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class FitResult:
         last: the evaluation of the final raw weights, which the model now has.
         best_epoch: the epoch of ``best``, from 1 (0: before any training).
         epochs: epochs that were trained.
+        checkpoint: the file of the best weights.
         best_is_ema: whether the averaged weights were the best.
     """
 
@@ -51,34 +53,35 @@ class FitResult:
     last: Evaluation
     best_epoch: int
     epochs: int
+    checkpoint: Path
     best_is_ema: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: those of the best evaluation, its epoch, the last evaluation, the best checkpoint."""
+        best, last = self.best.to_dict(), self.last.to_dict()
+        return {**best, "best_epoch": self.best_epoch, "last": last, "checkpoint": str(self.checkpoint)}
 
 
 def fit(
     model: VisionTransformer,
+    images: Images,
+    options: FineTuneOptions,
     *,
-    recipe: Recipe,
-    augmentation: AugmentationSettings,
-    train_data: ImageData,
-    val_data: ImageData,
-    preprocess: Preprocess,
-    data_settings: DataSettings,
-    runtime: Runtime,
     run: RunDirectory,
+    provenance: Mapping[str, Any],
+    runtime: Runtime,
     reporter: Reporter,
-    save: Save,
-    resume: bool,
     teacher: nn.Module | None = None,
 ) -> FitResult:
-    """Train ``model`` (in place) and leave checkpoints, figures and state in ``run``.
+    """Train ``model`` (in place) and leave checkpoints, metrics and state in ``run``.
 
     The state is saved at the start, behind every epoch, every ``--save-every`` minutes and when a
-    signal stops the run. With ``resume`` (or when torchrun or SLURM restarts the run) training
-    goes on from it and ends, in float32 on the CPU, with the very bits of an uninterrupted run.
+    signal stops the run. Where ``run.resumes``, training goes on from it and ends, in float32 on the CPU,
+    with the very bits of an uninterrupted run.
 
     Args:
         model: built with the recipe's drop-path, weights loaded, mask set.
-        save: called on rank 0 for ``last.safetensors`` and ``best.safetensors``.
+        provenance: how the run's checkpoints are made, for their metadata.
         teacher: for ``--distill`` and distillation without labels.
 
     Raises:
@@ -86,29 +89,38 @@ def fit(
             or something can't be written.
         Interrupted: after a signal; the state is saved.
     """
-    _check(model, recipe, augmentation, train_data, val_data)
+    recipe, augmentation = options.recipe, options.augmentation
+    _check(model, recipe, augmentation, images)
+    runtime.advise(reporter)
     criterion = Criterion(recipe, augmentation, _prepared_teacher(model, teacher, runtime))
     if isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(criterion.teacher is not None)
     network = over_processes(TrainingModel(runtime.prepare(model)), runtime)
     trained = _trained(model, recipe, runtime)
+    loading: dict[str, Any] = {"workers": options.data.workers, "device": runtime.device, "reporter": reporter}
     train = train_loader(
-        train_data, preprocess, augmentation, batch_size=recipe.batch_size, workers=data_settings.workers,
-        device=runtime.device, seed=runtime.settings.seed, reporter=reporter,
-    )  # fmt: skip
-    val = eval_loader(
-        val_data, preprocess, batch_size=recipe.eval_batch, workers=data_settings.workers, device=runtime.device,
-        reporter=reporter,
-    )  # fmt: skip
-    words = {
+        images.train,
+        images.preprocess,
+        augmentation,
+        batch_size=recipe.batch_size,
+        seed=runtime.settings.seed,
+        **loading,
+    )
+    val = eval_loader(images.val, images.preprocess, batch_size=recipe.eval_batch, **loading)
+    if len(train) < recipe.accumulate_steps:
+        raise VitcodError(
+            f"--accumulate-steps {recipe.accumulate_steps} is more than the {len(train)} batches of an epoch; "
+            "lower it."
+        )
+    description = {
         "hyper_parameters": hyper_parameters(recipe, augmentation, runtime.settings),
-        "order": _order(recipe, augmentation, runtime, train_data),
+        "order": _order(recipe, augmentation, runtime, images.train),
     }
     state = StateFile(run.state)
     position = Position()
-    if will_resume(run, resume):
-        position = Resumption(state, words["hyper_parameters"], words["order"], reporter).load(trained)
-    elif resume:
+    if run.resumes:
+        position = Resumption(state, description["hyper_parameters"], description["order"], reporter).load(trained)
+    elif options.output.resume:
         reporter.info(f"There is no saved state in {run.path}: starting from the beginning.")
     runtime.compiled(model)
     if trained.ema is not None:
@@ -116,35 +128,32 @@ def fit(
     with StopRequest() as stop:
         mixup = make_mixup(augmentation, model.num_classes)
         loop = Loop(
-            recipe, runtime, run, reporter, save, stop, train, val, train_data.describe,
-            Stepper(network, trained, criterion, mixup, recipe, runtime, stop),
-            EpochSchedule(trained.optimizer, recipe),
-            StateKeeper(state, trained, words, recipe.save_every),
-        )  # fmt: skip
-        if loop.steps_per_epoch == 0:
-            raise VitcodError(
-                f"--accumulate-steps {recipe.accumulate_steps} is more than the {len(train)} batches of an epoch; "
-                "lower it."
-            )
+            recipe=recipe,
+            runtime=runtime,
+            run_directory=run,
+            reporter=reporter,
+            provenance=provenance,
+            stop=stop,
+            train=train,
+            val=val,
+            describe=images.train.describe,
+            stepper=Stepper(network, trained, criterion, mixup, recipe, runtime, stop),
+            schedule=EpochSchedule(trained.optimizer, recipe),
+            keeper=StateKeeper(state, trained, description, recipe.save_every),
+        )
         _announce(loop, model)
         position = loop.run(position)
-    return _result(position)
+    return _result(position, run, reporter)
 
 
-def _check(
-    model: VisionTransformer,
-    recipe: Recipe,
-    augmentation: AugmentationSettings,
-    train_data: ImageData,
-    val_data: ImageData,
-) -> None:
+def _check(model: VisionTransformer, recipe: Recipe, augmentation: AugmentationSettings, images: Images) -> None:
     """Raise a VitcodError where settings, data and model don't go together."""
     if augmentation.mixes and recipe.batch_size % 2:
         raise VitcodError(
             f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "
             "batch; change it, or turn them off with --mixup 0 --cutmix 0."
         )
-    for split, data in (("training", train_data), ("validation", val_data)):
+    for split, data in (("training", images.train), ("validation", images.val)):
         if data.num_classes > model.num_classes:
             raise VitcodError(
                 f"The {split} images have {data.num_classes} classes but the model only {model.num_classes}; give "
@@ -184,11 +193,12 @@ def _order(
     }
 
 
-def _result(position: Position) -> FitResult:
+def _result(position: Position, run: RunDirectory, reporter: Reporter) -> FitResult:
     best, last = position.best, position.last
     assert best is not None
     assert last is not None
-    return FitResult(best.evaluation, last, best.epoch, position.epoch, best.ema)
+    reporter.info(f"Best: epoch {best.epoch}, in {run.best}; the last is in {run.last}.")
+    return FitResult(best.evaluation, last, best.epoch, position.epoch, run.best, best.ema)
 
 
 def _announce(loop: Loop, model: VisionTransformer) -> None:

@@ -1,0 +1,141 @@
+"""``vitcod convert``: published files to ours and back, every tensor bit for bit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
+from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vitcod_cli.artifacts.describe import ATTENTION_MAP, CHECKPOINT, MASK, Description, describe
+from vitcod_cli.artifacts.download import is_url
+from vitcod_cli.artifacts.files import checked_path, free_path
+from vitcod_cli.artifacts.mask import Mask, published_mask, read_mask, write_mask
+from vitcod_cli.artifacts.pickled import write_pickled
+from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.artifacts.published import mask_beside, plain, published_checkpoint, write_npy
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.export.convert_settings import ConvertOptions, Form
+from vitcod_cli.model.build import build_model, keep_mask, model_config
+from vitcod_cli.model.load import apply_mask, load_weights
+from vitcod_cli.model.resolve import resolve_config
+from vitcod_cli.reporting import Reporter
+
+_FLAG = "SOURCE"
+_MADE_BY = "vitcod convert"
+
+
+def convert(options: ConvertOptions, reporter: Reporter) -> list[Path]:
+    """Convert the checkpoint, map or mask that ``options`` name; returns the files that were written.
+
+    Raises:
+        VitcodError: if it is none of these or in that form already, or something can't be read or written.
+    """
+    source = options.source
+    description = None if is_url(source) else describe(checked_path(source, _FLAG))
+    kind = CHECKPOINT if description is None else description.kind  # an old .pth has no mark to know it by
+    _check_direction(source, description, options.to)
+    if kind == CHECKPOINT:
+        return _convert_checkpoint(options, reporter)
+    if options.mask is not None:
+        raise VitcodError(f"--mask goes with a checkpoint, but {source} is {description}.")
+    target = _target(options, ".safetensors" if options.to == "vitcod" else ".npy")
+    (_convert_mask if kind == MASK else _convert_map)(source, target, options.to)
+    return [target]
+
+
+def _check_direction(source: str, description: Description | None, to: Form) -> None:
+    if description is None:
+        return
+    if description.kind not in (CHECKPOINT, MASK, ATTENTION_MAP):
+        raise VitcodError(f"{source} can't be converted: it seems to be {description}.")
+    if to == "vitcod" and description.own:
+        raise VitcodError(f"{source} is vitcod's own already; --to reference turns it into the published form.")
+    if to == "reference" and description.container == "npy":
+        raise VitcodError(f"{source} is in the published form already; --to vitcod turns it into ours.")
+
+
+def _target(options: ConvertOptions, suffix: str) -> Path:
+    """The file to write: ``--output``, or the source's name with another suffix."""
+    source = options.source
+    name = Path(source.rpartition("/")[2]) if is_url(source) else Path(source)
+    target = Path(options.output) if options.output is not None else name.with_suffix(suffix)
+    if options.output is None and target == name:
+        target = name.with_name(f"{name.stem}_vitcod{suffix}")
+    if target.exists() and not is_url(source) and os.path.samefile(source, target):
+        raise VitcodError(f"--output {target} is the source itself; name another file.")
+    return free_path(target, options.overwrite)
+
+
+# -- arrays -----------------------------------------------------------------------------------
+
+
+def _convert_mask(source: str, target: Path, to: Form) -> None:
+    mask = read_mask(source, _FLAG)
+    if to == "vitcod":
+        write_mask(target, Mask(mask.keep, provenance(_MADE_BY, source)))
+    else:
+        write_npy(target, published_mask(mask))
+
+
+def _convert_map(source: str, target: Path, to: Form) -> None:
+    attention_map = read_attention_map(source, _FLAG)
+    if to == "reference":
+        write_npy(target, attention_map.attention)
+        return
+    if not np.array_equal(attention_map.attention, np.load(source, mmap_mode="r", allow_pickle=False)):
+        raise VitcodError(f"{source} holds numbers that float32 can't; save it as float32 first.")
+    write_attention_map(target, AttentionMap(attention_map.attention, 0, provenance(_MADE_BY, source)))
+
+
+# -- checkpoints ------------------------------------------------------------------------------
+
+
+def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Path]:
+    source = options.source
+    target = _target(options, ".safetensors" if options.to == "vitcod" else ".pth")
+    checkpoint = read_checkpoint(source, _FLAG, reporter)
+    if checkpoint.layout == "published" and options.to == "reference":
+        raise VitcodError(f"{source} is in the published form already; --to vitcod turns it into ours.")
+    model = _model_of(checkpoint, options, reporter)
+    # The tensors of the file, not the model's: those are float32 whatever the file has.
+    tensors = {name: checkpoint.state_dict.get(name, value) for name, value in model.state_dict().items()}
+    if left_out := checkpoint.info.get("left_out"):
+        reporter.info(f"Left out of {source}: {', '.join(left_out)}.")
+    if options.to == "vitcod":
+        args = {key: plain(value) for key, value in checkpoint.info.items() if key in ("args", "epoch")}
+        write_checkpoint(target, tensors, model_config(model), {**provenance(_MADE_BY, source), **args})
+        return [target]
+    keep, mask_target = keep_mask(model), target.with_name(f"{target.stem}_mask.npy")
+    if keep is not None:
+        write_npy(free_path(mask_target, options.overwrite), published_mask(Mask(keep.numpy())))
+    weights = {name: value for name, value in tensors.items() if not name.endswith(".keep")}
+    mask_name = None if keep is None else mask_target.name
+    write_pickled(target, published_checkpoint(weights, model_config(model), checkpoint.info, mask_name))
+    return [target] if keep is None else [target, mask_target]
+
+
+def _model_of(checkpoint: Checkpoint, options: ConvertOptions, reporter: Reporter) -> VisionTransformer:
+    """The model of the checkpoint, under its mask: proof that the file is whole and fits what it says."""
+    model = build_model(resolve_config(options.model, checkpoint, _FLAG, None))
+    load_weights(model, checkpoint, flag=_FLAG, reporter=reporter)
+    shapes = {name: value.shape for name, value in checkpoint.state_dict.items()}
+    changed = [name for name, value in model.state_dict().items() if shapes.get(name) != value.shape]
+    if changed:
+        raise VitcodError(
+            f"Converting changes no tensor, but the model asked for needs another {changed[0]} than "
+            f"{checkpoint.source} has; leave --num-classes out and give the checkpoint's own --img-size."
+        )
+    named = checkpoint.info.get("args", {}).get("mask_path") if checkpoint.layout == "published" else None
+    mask = options.mask or mask_beside(checkpoint.source, named)
+    if mask is not None:
+        apply_mask(model, mask, "--mask")
+        reporter.info(f"The mask {mask} goes into the checkpoint.")
+    elif named:
+        reporter.warn(
+            f"{checkpoint.source} was trained under the mask {named}, which is not there: give it as --mask."
+        )
+    return model

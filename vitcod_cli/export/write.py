@@ -1,0 +1,105 @@
+"""``vitcod export``: from a checkpoint to a file for programs that know nothing of vitcod."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.artifacts.checkpoint import write_checkpoint
+from vitcod_cli.artifacts.files import atomic_path, free_path
+from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.export.program import InferenceProgram, check_onnx_packages, example, export_onnx, export_program
+from vitcod_cli.export.settings import ExportOptions
+from vitcod_cli.export.weights import fold_for_timm
+from vitcod_cli.masks.statistics import sparsity_of
+from vitcod_cli.model.build import keep_mask, model_config
+from vitcod_cli.model.load import load_model
+from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.reporting import Reporter
+
+
+def export(options: ExportOptions, reporter: Reporter) -> dict[str, Any]:
+    """Write the model that ``options`` name; returns what the file is, as plain values.
+
+    Raises:
+        VitcodError: if a package is missing, the model can't be read, or can't be exported in this form.
+        RuntimeError: if the file computes something else than the model.
+    """
+    path = free_path(options.path, options.overwrite)
+    if options.form == "onnx":
+        check_onnx_packages()
+    model = load_model(
+        options.model, options.checkpoint, flag="--checkpoint", reporter=reporter, mask=options.mask
+    )
+    origin = provenance("vitcod export", options.checkpoint)
+    if options.form == "weights":
+        metadata = _write_weights(path, model, origin, reporter)
+    else:
+        metadata = _write_program(path, model, options, origin, reporter)
+    return {"path": str(path), "form": options.form, **metadata}
+
+
+def _write_weights(
+    path: Path, model: VisionTransformer, origin: dict[str, Any], reporter: Reporter
+) -> dict[str, Any]:
+    config = fold_for_timm(model)
+    write_checkpoint(path, model.state_dict(), config, origin)
+    size = config.img_size[0] if config.img_size[0] == config.img_size[1] else config.img_size
+    arguments = {"num_classes": config.num_classes, "img_size": size, **config.model_kwargs}
+    text = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    reporter.info(f"timm.create_model({config.model!r}, {text}, checkpoint_path={str(path)!r})")
+    return {"model_config": config.to_dict()}
+
+
+def _write_program(
+    path: Path, model: VisionTransformer, options: ExportOptions, origin: dict[str, Any], reporter: Reporter
+) -> dict[str, Any]:
+    keep, preprocess = keep_mask(model), preprocess_of(model)
+    info: dict[str, Any] = {
+        "model_config": model_config(model).to_dict(),
+        "sparsity": None if keep is None else sparsity_of(keep.numpy()),
+        "input": {"dtype": options.input, "batch_size": options.batch_size, **vars(preprocess)},
+        **origin,
+    }
+    normalises = options.input == "uint8"
+    program = InferenceProgram(model, preprocess if normalises else None, options.batch_size)
+    info["planned_blocks"] = program.planned
+    images = example(preprocess.input_size, torch.uint8 if normalises else torch.float32, options.batch_size)
+    reporter.info(
+        "Tracing the model; with much to leave out, it takes a minute." if program.planned else "Tracing."
+    )
+    trace = export_onnx if options.form == "onnx" else export_program
+    exported = trace(program, images, options.batch_size is None, info)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(exported.data)
+    for line in _description(program, info, exported.difference):
+        reporter.info(line)
+    return {**info, "bytes": len(exported.data), "max_difference": exported.difference}
+
+
+def _description(program: InferenceProgram, info: dict[str, Any], difference: float | None) -> list[str]:
+    """What the program takes and gives, in lines."""
+    takes, model = info["input"], program.model
+    gives = f"logits [B, {model.num_classes}]" if model.num_classes else f"features [B, {model.num_features}]"
+    batch = "B" if takes["batch_size"] is None else str(takes["batch_size"])
+    shape = ", ".join([batch, *map(str, takes["input_size"])])
+    lines = [f"Takes {takes['dtype']} images [{shape}], gives {gives.replace('B', batch)}."]
+    if takes["dtype"] != "uint8":
+        constants = f"mean {_rounded(takes['mean'])}, std {_rounded(takes['std'])}"
+        lines.append(f"Normalise them first: {constants} of pixels in 0..1.")
+    if program.planned:
+        lines.append(f"What the mask prunes is left out in blocks: {program.planned} of {program.num_blocks}.")
+    elif program.least_batch is not None:
+        lines.append(f"The mask would save time with a fixed --batch-size of {program.least_batch} or more.")
+    if difference is None:
+        lines.append("Not run: for that, pip install onnxruntime.")
+    else:
+        lines.append(f"Run from the file, its logits differ from the model's by {difference:.1g} at most.")
+    return lines
+
+
+def _rounded(values: tuple[float, ...]) -> list[float]:
+    return [round(value, 3) for value in values]

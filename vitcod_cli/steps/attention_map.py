@@ -1,0 +1,92 @@
+"""Step 2: the mean attention map of a model over its training images."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
+from vitcod_cli.artifacts.files import free_path
+from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.attention.collect import collect_attention
+from vitcod_cli.attention.importance import collect_importance
+from vitcod_cli.data.calibration import calibration_images
+from vitcod_cli.data.datasets import open_dataset
+from vitcod_cli.data.loaders import eval_loader
+from vitcod_cli.data.subset import evenly_spaced
+from vitcod_cli.distributed import is_main
+from vitcod_cli.model.build import fold_auto_encoders, keep_mask, model_config
+from vitcod_cli.model.load import load_model
+from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import start
+from vitcod_cli.steps.options import AttentionMapOptions
+
+
+class MapResult(NamedTuple):
+    """What :func:`dump_attention` wrote: the file, how many images it is the mean of, and [L, H, N, N]."""
+
+    path: str
+    images: int
+    shape: list[int]
+
+
+def dump_attention(options: AttentionMapOptions, reporter: Reporter) -> MapResult:
+    """Average the attention of every head over images, and write the map.
+
+    Works on dense, low-rank and sparse models alike, on one process or many.
+
+    Raises:
+        VitcodError: if options, weights and data don't go together, or something can't be read or written.
+    """
+    free_path(options.output, options.overwrite)
+    with start(options.runtime) as runtime:
+        model = load_model(
+            options.model, options.checkpoint, flag="--checkpoint", reporter=reporter, mask=options.mask
+        )
+        fold_auto_encoders(model)
+        images = open_dataset(options.data, options.split, num_classes=model.num_classes, reporter=reporter)
+        preprocess = preprocess_of(model, options.data)
+        sample = calibration_images(
+            images,
+            preprocess,
+            options.importance_images,
+            workers=options.data.workers,
+            device=runtime.device,
+            seed=options.runtime.seed,
+            reporter=reporter,
+        )
+        if options.max_images is not None:
+            images = evenly_spaced(images, options.max_images)
+        loader = eval_loader(
+            images,
+            preprocess,
+            batch_size=options.batch_size,
+            workers=options.data.workers,
+            device=runtime.device,
+            transform=options.transform,
+            seed=options.runtime.seed,
+            reporter=reporter,
+        )
+        runtime.advise(reporter)
+        runtime.compiled(runtime.prepare(model))
+        attention, num_images = collect_attention(model, loader, runtime, reporter, options.max_images)
+        importance = collect_importance(model, sample, runtime, reporter) if options.importance_images else None
+        if is_main():
+            info = {**_info(model, options), "importance_images": sample.num_images}
+            write_attention_map(options.output, AttentionMap(attention, num_images, info, importance))
+    reporter.info(f"Averaged over {num_images} images.")
+    return MapResult(options.output, num_images, list(attention.shape))
+
+
+def _info(model: VisionTransformer, options: AttentionMapOptions) -> dict[str, Any]:
+    """What the map says of itself."""
+    return {
+        **provenance("vitcod dump-attn", options.checkpoint),
+        "model_config": model_config(model).to_dict(),
+        "num_prefix_tokens": model.num_prefix_tokens,
+        "sparse": keep_mask(model) is not None,
+        "split": options.split,
+        "transform": options.transform,
+    }

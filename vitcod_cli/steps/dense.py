@@ -1,0 +1,45 @@
+"""The plain model: baseline and teacher of the others."""
+
+from __future__ import annotations
+
+from vitcod_cli.data.datasets import open_dataset
+from vitcod_cli.data.splits import Images
+from vitcod_cli.model.load import load_model
+from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import start
+from vitcod_cli.steps.options import DenseOptions
+from vitcod_cli.steps.setup import load_teacher, open_run
+from vitcod_cli.training.trainer import FitResult, fit
+
+
+def finetune_dense(options: DenseOptions, reporter: Reporter) -> FitResult:
+    """Train or fine-tune the plain model, as DeiT does.
+
+    The data set decides how many classes the model has, unless ``num_classes`` does.
+
+    Raises:
+        VitcodError: if options, weights and data don't go together, or something can't be read or written.
+    """
+    with start(options.runtime) as runtime:
+        train = open_dataset(options.data, "train", num_classes=options.model.num_classes, reporter=reporter)
+        model = load_model(
+            options.model.changed(num_classes=options.model.num_classes or train.num_classes),
+            options.init_from,
+            flag="--init-from",
+            drop_path=options.recipe.drop_path,
+            reporter=reporter,
+        )
+        val = open_dataset(options.data, "val", num_classes=model.num_classes, reporter=reporter)
+        teacher = load_teacher(options.recipe, model, reporter)
+        run, provenance = open_run("finetune-dense", model, options, {"init_from": options.init_from})
+        return fit(
+            model,
+            Images(train, val, preprocess_of(model, options.data)),
+            options,
+            teacher=teacher,
+            run=run,
+            provenance=provenance,
+            runtime=runtime,
+            reporter=reporter,
+        )

@@ -1,0 +1,133 @@
+"""Step 1: Q and K pass through a head auto-encoder (HPCA 2023, section IV-B)."""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.calibration.blockwise import calibrate
+from vitcod_cli.data.calibration import CalibrationImages
+from vitcod_cli.data.splits import Images
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.lowrank.initialise import LayerReport, add_auto_encoders, initialise
+from vitcod_cli.lowrank.moments import collect_moments
+from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.model.build import attentions, model_config
+from vitcod_cli.model.load import load_model
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime, start
+from vitcod_cli.steps.options import LowRankOptions
+from vitcod_cli.steps.setup import dense_copy, load_teacher, open_images, open_run, read_calibration_images
+from vitcod_cli.training.trainer import FitResult, fit
+
+
+def finetune_lowrank(options: LowRankOptions, reporter: Reporter) -> FitResult:
+    """Squeeze the heads of Q and K through a small auto-encoder, and fine-tune.
+
+    New auto-encoders are fitted to the dense model without labels first: to its attention logits, then
+    block after block. A checkpoint that is low-rank already is fine-tuned as it is.
+
+    Raises:
+        VitcodError: if options, weights and data don't go together, or something can't be read or written.
+    """
+    with start(options.runtime) as runtime:
+        model = load_model(
+            options.model,
+            options.init_from,
+            flag="--init-from",
+            drop_path=options.recipe.drop_path,
+            reporter=reporter,
+        )
+        images = open_images(model, options.data, reporter)
+        dense = dense_copy(model) if _is_dense(model, options) else None
+        if dense is not None:
+            add_auto_encoders(model, options.lowrank)
+        teacher = load_teacher(options.recipe, model, reporter)
+        run, provenance = open_run("finetune-lowrank", model, options, {"init_from": options.init_from})
+        if dense is not None and not run.resumes:
+            _fit_auto_encoders(model, dense, images, options=options, runtime=runtime, reporter=reporter, run=run)
+        del dense  # training has no use for a second model
+        return fit(
+            model,
+            images,
+            options,
+            teacher=teacher,
+            run=run,
+            provenance=provenance,
+            runtime=runtime,
+            reporter=reporter,
+        )
+
+
+def _fit_auto_encoders(
+    model: VisionTransformer,
+    dense: VisionTransformer,
+    images: Images,
+    *,
+    options: LowRankOptions,
+    runtime: Runtime,
+    reporter: Reporter,
+    run: RunDirectory,
+) -> None:
+    """Fit the new auto-encoders of ``model`` to what ``dense`` does, without labels."""
+    random_start = options.lowrank.init == "trunc-normal"
+    if random_start and not options.calibration.enabled:
+        return
+    sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
+    runtime.prepare(model)
+    runtime.prepare(dense)
+    if not random_start:
+        first = sample.first_crops()
+        for report in initialise_from(dense, model, first, options.lowrank, runtime=runtime, reporter=reporter):
+            run.log(**report.metrics())
+    if options.calibration.enabled:
+        calibrate(
+            model,
+            dense,
+            sample,
+            options.calibration,
+            scope="attention",
+            runtime=runtime,
+            reporter=reporter,
+            on_block=lambda report: run.log(**report.metrics()),
+        )
+
+
+def initialise_from(
+    dense: VisionTransformer,
+    model: VisionTransformer,
+    images: CalibrationImages,
+    settings: LowRankSettings,
+    *,
+    runtime: Runtime,
+    reporter: Reporter,
+) -> list[LayerReport]:
+    """Fit the auto-encoders of ``model`` to the second moments of the tokens of ``dense`` on ``images``."""
+    layers = attentions(model)
+    if settings.init == "aligned" and not all(layer.foldable for layer in layers):
+        reporter.info("The norm on Q and K leaves heads no freedom to rotate: --init pca instead of aligned.")
+    with reporter.progress("moments", len(images)) as progress:
+        moments = collect_moments(
+            dense,
+            images.batches(32),
+            num_prefix_tokens=model.num_prefix_tokens,
+            progress=progress,
+            autocast=runtime.autocast,
+        )
+    with reporter.progress("fit heads", len(layers), unit="blocks") as progress:
+        return initialise(model, moments, settings, progress)
+
+
+def _is_dense(model: VisionTransformer, options: LowRankOptions) -> bool:
+    """Whether ``model`` has no auto-encoders yet.
+
+    Raises:
+        VitcodError: if it has others than those asked for.
+    """
+    svd_type = model_config(model).svd_type
+    if svd_type not in ("none", options.lowrank.svd_type):
+        raise VitcodError(
+            f"--init-from {options.init_from} is low-rank already (--svd-type {svd_type}); start from the dense "
+            "model."
+        )
+    return svd_type != options.lowrank.svd_type

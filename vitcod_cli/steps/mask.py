@@ -1,0 +1,33 @@
+"""Step 3: a fixed sparse mask from a mean attention map. Needs numpy only."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vitcod_cli.artifacts.attention_map import read_attention_map
+from vitcod_cli.artifacts.files import checked_path, free_path
+from vitcod_cli.artifacts.mask import Mask, write_mask
+from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.masks.generate import generate_mask
+from vitcod_cli.masks.settings import MaskOptions
+from vitcod_cli.reporting import Reporter
+
+
+def make_mask(options: MaskOptions, reporter: Reporter) -> tuple[Path, Mask]:
+    """Make the mask that ``options`` ask for; returns the file that it is in, and the mask.
+
+    Raises:
+        VitcodError: if the map can't be read, or the mask can't be made or written.
+    """
+    if options.output is not None:
+        free_path(options.output, options.overwrite)
+    checked_path(options.attn_map, "--attn-map")
+    with ThreadPoolExecutor(1) as pool:  # hashing a map takes as long as making the mask
+        origin = pool.submit(provenance, "vitcod gen-mask", options.attn_map)
+        mask = generate_mask(read_attention_map(options.attn_map), options.mask, reporter)
+    name = f"{options.mask.chosen.name}_{mask.info['sparsity']:.2f}.safetensors"
+    path = Path(options.output_dir, name) if options.output is None else Path(options.output)
+    free_path(path, options.overwrite)
+    write_mask(path, Mask(mask.keep, {**mask.info, **origin.result()}))
+    return path, mask

@@ -1,0 +1,113 @@
+"""The options of each step: what ``vitcod STEP --help`` shows and what its function takes.
+
+Imports neither torch nor timm, so that the help is instant. Those of step 3 stand with its methods, in
+``masks/settings.py``: they need numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
+from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, init_from_setting, mask_setting
+from vitcod_cli.runtime import RuntimeSettings
+from vitcod_cli.settings import ResultSettings, Settings, setting
+from vitcod_cli.training.options import FineTuneOptions
+from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOptions(FineTuneOptions, panel="Model"):
+    """Options of ``finetune-dense``."""
+
+    init_from: str | None = init_from_setting()
+    recipe: DenseRecipe = field(default_factory=DenseRecipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankOptions(FineTuneOptions, panel="Model"):
+    """Options of ``finetune-lowrank``."""
+
+    init_from: str = init_from_setting("name the weights of the dense model.")
+    lowrank: LowRankSettings = field(default_factory=LowRankSettings)
+    calibration: LowRankCalibrationSettings = field(default_factory=LowRankCalibrationSettings)
+    recipe: LowRankRecipe = field(default_factory=LowRankRecipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseOptions(FineTuneOptions, panel="Model"):
+    """Options of ``finetune-sparse``."""
+
+    init_from: str = init_from_setting("name the weights of the dense or low-rank model.")
+    mask: str | None = mask_setting()
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    recipe: SparseRecipe = field(default_factory=SparseRecipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMapOptions(Settings):
+    """Options of ``dump-attn``: whose attention, over which images, and where to."""
+
+    checkpoint: str = checkpoint_setting("name the weights whose attention is wanted.")
+    mask: str | None = mask_setting()
+    split: Literal["train", "val"] = setting("train", "Split to average over.", panel="Data")
+    transform: Literal["eval", "train"] = setting(
+        "eval", "Resize and crop as for evaluation, or augment as for training.", panel="Data"
+    )
+    max_images: int | None = setting(
+        None,
+        "Images to average over, spread evenly over the split (of a stream, the first ones).",
+        panel="Data",
+        metavar="N",
+        minimum=1,
+        show_default="all",
+    )
+    importance_images: int = setting(
+        0,
+        "Images on which the sensitivity of the model's output to every entry is measured, for gen-mask "
+        "--allocate; 256 will do. Takes as long as evaluating 15 times as many; needs no labels.",
+        panel="Data",
+        metavar="N",
+        minimum=0,
+        show_default="0, which leaves it out",
+    )
+    batch_size: int = setting(96, "Images in a batch of each process.", panel="Runtime", minimum=1)
+    output: str = setting("attn.safetensors", "File to write.", panel="Output", metavar="FILE")
+    overwrite: bool = setting(False, "Replace the file when it is there already.", panel="Output")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    result: ResultSettings = field(default_factory=ResultSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(Settings):
+    """Options of ``eval``."""
+
+    checkpoint: str = checkpoint_setting("name the weights to evaluate.")
+    mask: str | None = mask_setting()
+    split: Literal["train", "val"] = setting("val", "Split to evaluate on.", panel="Data")
+    batch_size: int = setting(96, "Images in a batch of each process.", panel="Runtime", minimum=1)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    result: ResultSettings = field(default_factory=ResultSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Settings, panel="Output"):
+    """Options of ``demo``."""
+
+    output_dir: str = setting("vitcod-demo", "Folder for models, maps, masks and pictures.", metavar="FOLDER")
+    overwrite: bool = setting(False, "Replace what an earlier demonstration wrote there.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        folder = Path(self.output_dir)
+        if folder.exists() and any(folder.iterdir()) and not self.overwrite:
+            raise VitcodError(f"--output-dir {folder} is not empty; add --overwrite, or name another folder.")

@@ -1,0 +1,123 @@
+"""What the steps begin with: the images for a model, its teacher, the folder of its run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitcod_cli.artifacts.files import first_line, sha256_of
+from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.data.calibration import CalibrationImages, calibration_images
+from vitcod_cli.data.datasets import open_dataset
+from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.splits import Images
+from vitcod_cli.distributed import world_size
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import clear_keep_mask, model_config
+from vitcod_cli.model.load import load_model
+from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime
+from vitcod_cli.training.options import FineTuneOptions
+from vitcod_cli.training.recipe import Recipe
+from vitcod_cli.version import __version__
+
+
+def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter) -> Images:
+    """Both splits of the data set; their classes must fit the model's outputs.
+
+    Raises:
+        VitcodError: if they don't, or the data can't be opened.
+    """
+    train = open_dataset(data, "train", num_classes=model.num_classes, reporter=reporter)
+    val = open_dataset(data, "val", num_classes=model.num_classes, reporter=reporter)
+    return Images(train, val, preprocess_of(model, data))
+
+
+def read_calibration_images(
+    images: Images, settings: CalibrationSettings, data: DataSettings, runtime: Runtime, reporter: Reporter
+) -> CalibrationImages:
+    """The training images that alignment and calibration look at, in as many crops as calibration takes."""
+
+    def read(draw: int) -> CalibrationImages:
+        return calibration_images(
+            images.train,
+            images.preprocess,
+            settings.calibrate_images,
+            workers=data.workers,
+            device=runtime.device,
+            seed=runtime.settings.seed,
+            crops="random" if draw else "center",
+            draw=draw,
+            reporter=None if draw else reporter,
+        )
+
+    crops = settings.calibrate_crops if settings.enabled else 1
+    return read(0).with_crops([read(draw) for draw in range(1, crops)])
+
+
+def dense_copy(model: VisionTransformer) -> VisionTransformer:
+    """``model`` as it is now, without its mask: the teacher of a calibration."""
+    teacher = copy.deepcopy(model)
+    clear_keep_mask(teacher)
+    return teacher
+
+
+def load_teacher(recipe: Recipe, model: VisionTransformer, reporter: Reporter) -> nn.Module | None:
+    """The teacher that ``recipe`` names, or None.
+
+    Raises:
+        VitcodError: if it can't be loaded, or has other classes than ``model``.
+    """
+    source = recipe.teacher_source
+    if source is None:
+        return None
+    flag = "--distill-from" if recipe.distill_from is not None else "--teacher"
+    teacher: nn.Module = _pretrained(source, flag) or load_model(
+        ModelSettings(), source, flag=flag, reporter=reporter, like=model_config(model)
+    )
+    if teacher.num_classes != model.num_classes:
+        raise VitcodError(
+            f"{flag} {source} has {teacher.num_classes} classes and the model {model.num_classes}; "
+            "take a teacher of the same classes."
+        )
+    return teacher
+
+
+def _pretrained(name: str, flag: str) -> nn.Module | None:
+    """Any model that timm has, by its name; None when ``name`` is a file or an address."""
+    if Path(name).exists() or not timm.is_model(name):
+        return None
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client has error types of its own, and timm passes them on
+        raise VitcodError(f"{flag} {name}: its pretrained weights can't be had ({first_line(error)}).") from error
+
+
+def open_run(
+    command: str, model: VisionTransformer, options: FineTuneOptions, sources: dict[str, str | None]
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """Open the run's folder and write ``config.yaml``; also returns how the run's checkpoints are made.
+
+    Args:
+        sources: the files that the run starts from, by option; their checksums are recorded.
+    """
+    run = RunDirectory.open(options.output)
+    files = {name: path for name, path in sources.items() if path is not None and Path(path).is_file()}
+    provenance = {
+        "command": command,
+        "model_config": model_config(model).to_dict(),
+        "sha256": {name: sha256_of(path) for name, path in files.items()},
+        "processes": world_size(),
+        "versions": {"vitcod": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
+    }
+    run.write_config(options.record(provenance))
+    return run, provenance

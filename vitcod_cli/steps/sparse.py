@@ -1,0 +1,95 @@
+"""Step 4: recover accuracy under the fixed mask."""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.calibration.blockwise import calibrate, checked_teacher
+from vitcod_cli.data.splits import Images
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import keep_mask
+from vitcod_cli.model.load import load_model
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime, start
+from vitcod_cli.steps.options import SparseOptions
+from vitcod_cli.steps.setup import dense_copy, load_teacher, open_images, open_run, read_calibration_images
+from vitcod_cli.training.trainer import FitResult, fit
+
+
+def finetune_sparse(options: SparseOptions, reporter: Reporter) -> FitResult:
+    """Fine-tune the model under a fixed sparse attention mask.
+
+    Every block is fitted to the model without the mask (or to ``distill_from``) first, without labels.
+    The checkpoints hold the mask too, so that a sparse model is one file.
+
+    Raises:
+        VitcodError: if options, weights, mask and data don't go together, or something can't be read or written.
+    """
+    with start(options.runtime) as runtime:
+        model = load_model(
+            options.model,
+            options.init_from,
+            flag="--init-from",
+            drop_path=options.recipe.drop_path,
+            reporter=reporter,
+            mask=options.mask,
+        )
+        _require_mask(model, options.init_from)
+        images = open_images(model, options.data, reporter)
+        teacher = load_teacher(options.recipe, model, reporter)
+        reference = None
+        if options.calibration.enabled and options.recipe.distill_from is not None:
+            reference = checked_teacher(model, teacher, "--distill-from")
+        sources = {"init_from": options.init_from, "mask": options.mask}
+        run, provenance = open_run("finetune-sparse", model, options, sources)
+        if options.calibration.enabled and not run.resumes:
+            # Held by the call alone: training has no use for a second model.
+            _calibrate(
+                model,
+                reference or dense_copy(model),
+                images,
+                options=options,
+                runtime=runtime,
+                reporter=reporter,
+                run=run,
+            )
+        return fit(
+            model,
+            images,
+            options,
+            teacher=teacher,
+            run=run,
+            provenance=provenance,
+            runtime=runtime,
+            reporter=reporter,
+        )
+
+
+def _require_mask(model: VisionTransformer, source: str) -> None:
+    if keep_mask(model) is None:
+        raise VitcodError(f"--mask is needed: --init-from {source} holds no mask; make one with vitcod gen-mask.")
+
+
+def _calibrate(
+    model: VisionTransformer,
+    reference: VisionTransformer,
+    images: Images,
+    *,
+    options: SparseOptions,
+    runtime: Runtime,
+    reporter: Reporter,
+    run: RunDirectory,
+) -> None:
+    """Fit block after block of ``model`` to those of ``reference``, without labels."""
+    sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
+    calibrate(
+        runtime.prepare(model),
+        runtime.prepare(reference),
+        sample,
+        options.calibration,
+        scope="block",
+        runtime=runtime,
+        reporter=reporter,
+        on_block=lambda report: run.log(**report.metrics()),
+    )
