@@ -8,15 +8,18 @@ Random weights and pictures; reading pictures is left out.
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.attention.collect import CollectingKernel
 from vitcod_cli.bench.memory import peak_memory
 from vitcod_cli.bench.timing import Spread, ratio, take_turns
-from vitcod_cli.model.build import attention_shape, attentions, build_model, default_img_size
+from vitcod_cli.model.build import build_model, default_img_size
+from vitcod_cli.model.layers import attention_shape, using
 from vitcod_cli.runtime import RuntimeSettings, start
 
 
@@ -39,9 +42,8 @@ def main() -> None:
         sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
 
         def run(collect: bool) -> None:
-            for layer, total in zip(attentions(model), sums, strict=True):
-                layer.attention_sum = total if collect else None
-            with runtime.autocast():
+            collecting = using(model, lambda index: CollectingKernel(sums[index])) if collect else nullcontext()
+            with collecting, runtime.autocast():
                 model(images)
 
         runs = [lambda: run(False), lambda: run(True)]

@@ -24,7 +24,8 @@ from vitcod_cli.bench.memory import peak_memory
 from vitcod_cli.bench.timing import Spread, ratio, take_turns
 from vitcod_cli.bench.workload import for_inference, forward_pass, make_optimizer, timm_twin, training_step
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.build import attention_shape, attentions, build_model, default_img_size, set_keep_mask
+from vitcod_cli.model.build import build_model, default_img_size
+from vitcod_cli.model.layers import attention_shape, attentions, set_keep_mask
 from vitcod_cli.runtime import RuntimeSettings, start
 
 

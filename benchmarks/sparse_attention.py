@@ -27,7 +27,8 @@ from torch import Tensor
 
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.bench.timing import Spread, ratio, take_turns
-from vitcod_cli.model.kernels.planned import AttentionPlan, additive_mask, find_clusters
+from vitcod_cli.model.kernels.base import additive_mask
+from vitcod_cli.model.kernels.planned import AttentionPlan, find_clusters
 from vitcod_cli.runtime import RuntimeSettings, start
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

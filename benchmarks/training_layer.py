@@ -21,8 +21,8 @@ from torch import Tensor
 from vitcod_cli.bench.timing import Spread, ratio, take_turns
 from vitcod_cli.model import attention
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.kernels.base import additive_mask
 from vitcod_cli.model.kernels.explicit import ExplicitAttention
-from vitcod_cli.model.kernels.planned import additive_mask
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 
 HEAD_DIM = 64
@@ -44,7 +44,7 @@ def project(layer: SparseLowRankAttention, record: bool, width: int, x: Tensor, 
     layer.record_reconstruction = record
     attention.FOLDED_WIDTH[runtime.dtype] = width
     with runtime.autocast():
-        outputs = list(layer.heads(x))
+        outputs = list(layer.project(x)[1:4])
     gradients = [torch.ones_like(output) for output in outputs]
     if layer.reconstruction_loss is not None:
         outputs.append(layer.reconstruction_loss)

@@ -16,7 +16,9 @@ from vitcod_cli.attention.collect import collect_attention
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.subset import evenly_spaced
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attentions, build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.layers import attentions, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
 
@@ -83,7 +85,7 @@ def test_the_model_is_as_it_was(tiny_config: ModelConfig) -> None:
     second, _ = collect_attention(model, batches(4), CPU, SilentReporter())
     np.testing.assert_array_equal(first, second)  # no dropped paths
     assert model.training
-    assert all(layer.attention_sum is None for layer in attentions(model))
+    assert all(type(layer.kernel) is FusedKernel for layer in attentions(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -127,7 +129,7 @@ def test_broken_weights_are_named_by_block(tiny_config: ModelConfig) -> None:
         model.blocks[1].attn.qkv.weight[0, 0] = float("nan")
     with pytest.raises(VitcodError, match="block 1 is not finite"):
         collect_attention(model, batches(2), CPU, SilentReporter())
-    assert all(layer.attention_sum is None for layer in attentions(model))
+    assert all(type(layer.kernel) is FusedKernel for layer in attentions(model))
 
 
 class Numbered(ImageData):

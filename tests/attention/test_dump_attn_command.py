@@ -15,7 +15,8 @@ from command_line import Cli
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.model.build import build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import set_keep_mask
 from vitcod_cli.model.load import save_model
 
 WORDS = ("dump-attn", "--workers", "0", "--device", "cpu", "--batch-size", "4", "--checkpoint")

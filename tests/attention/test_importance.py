@@ -16,7 +16,10 @@ from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask
-from vitcod_cli.model.build import attention_shape, attentions, build_model, keep_mask, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
+from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.layers import attention_shape, attentions, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
 
@@ -50,15 +53,18 @@ def pictures(count: int, same: bool = False) -> CalibrationImages:
 def exact_importance(model: VisionTransformer, image: Tensor) -> Tensor:
     """sum over classes c of p_c (d (log p_c) / d logits)^2 / (1 - attention)^2 for one image: [L, H, N, N]."""
     seen: list[Tensor] = []
-    for layer in attentions(model):
-        layer.logit_observer = seen.append
-    log_p = model(image.clone().requires_grad_()).log_softmax(-1)[0]
+
+    class Observing(Kernel):
+        def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+            seen.append(masked_logits(heads.q, heads.k, keep))
+            return merge(seen[-1].softmax(dim=-1) @ heads.v)
+
+    with using(model, lambda index: Observing()):
+        log_p = model(image.clone().requires_grad_()).log_softmax(-1)[0]
     total = torch.zeros(attention_shape(model))
     for score in log_p:
         gradients = torch.autograd.grad(score, seen, retain_graph=True)
         total += score.exp().detach() * torch.stack(gradients)[:, 0].square()
-    for layer in attentions(model):
-        layer.logit_observer = None
     attention = torch.stack([logits.detach()[0].softmax(-1) for logits in seen])
     return total / (1 - attention).square()
 
@@ -108,7 +114,7 @@ def test_the_model_is_left_as_it_was(model: VisionTransformer) -> None:
     assert model.training
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["head.weight"]
     assert all(p.grad is None for p in model.parameters())
-    assert all(layer.logit_observer is None for layer in attentions(model))
+    assert all(type(layer.kernel) is FusedKernel for layer in attentions(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

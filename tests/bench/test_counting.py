@@ -13,7 +13,8 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.bench.counting import Counts, count
 from vitcod_cli.bench.workload import timm_twin
 from vitcod_cli.masks.statistics import attention_macs
-from vitcod_cli.model.build import attention_shape, build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, set_keep_mask
 
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 

@@ -28,7 +28,8 @@ from vitcod_cli.bench.workload import (
     training_step,
     without_mask,
 )
-from vitcod_cli.model.build import attention_shape, attentions, build_model, keep_mask, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, attentions, keep_mask, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.training.recipe import Recipe

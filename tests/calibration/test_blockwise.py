@@ -17,7 +17,8 @@ from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attention_shape, attentions, build_model, keep_mask, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, attentions, keep_mask, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
 

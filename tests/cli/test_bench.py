@@ -17,7 +17,8 @@ from command_line import ROOT, Cli, the_error
 import vitcod_cli
 import vitcod_cli.bench.measure
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.model.build import attention_shape, build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, set_keep_mask
 from vitcod_cli.model.load import save_model
 
 QUICK = ("--threads", 1, "--seconds", 0, "--repeats", 2, "--warmup", 1)

@@ -19,7 +19,8 @@ from torch import Tensor
 import vitcod_cli.export.program as program
 import vitcod_cli.model.kernels.planned as planned
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.model.build import attention_shape, build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, set_keep_mask
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import SilentReporter

@@ -10,7 +10,8 @@ import torch
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.lowrank.align import align_heads, mix_heads, principal_heads, rotate_heads
 from vitcod_cli.lowrank.initialise import centre_keys
-from vitcod_cli.model.build import attentions, build_model
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attentions
 
 
 def rotations(num_heads: int, head_dim: int, seed: int = 0) -> torch.Tensor:

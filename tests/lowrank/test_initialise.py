@@ -13,7 +13,9 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.lowrank.initialise import add_auto_encoders, initialise
 from vitcod_cli.lowrank.moments import collect_moments
 from vitcod_cli.lowrank.settings import LowRankSettings
-from vitcod_cli.model.build import attentions, build_model
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.kernels.base import masked_logits
+from vitcod_cli.model.layers import attentions
 
 
 def lively_model(config: ModelConfig, **kwargs: Any) -> VisionTransformer:
@@ -46,9 +48,8 @@ def attention_error(config: ModelConfig, kwargs: dict[str, Any], **settings: Any
     student = compressed(student, **settings)
     with torch.no_grad():
         tokens = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images())))
-        logits = [
-            layer.logits(*layer.heads(tokens)[:2]) for layer in (dense.blocks[0].attn, student.blocks[0].attn)
-        ]
+        projected = [model.blocks[0].attn.project(tokens) for model in (dense, student)]
+        logits = [masked_logits(heads.q, heads.k, None) for heads in projected]
         want, got = (x - x.mean(dim=-1, keepdim=True) for x in logits)
         return float((got - want).norm() / want.norm())
 
@@ -126,13 +127,13 @@ def test_moments_do_not_depend_on_the_batches(tiny_config: ModelConfig) -> None:
 def test_key_moments_are_blind_to_a_constant_in_all_keys(tiny_config: ModelConfig) -> None:
     """The covariance is taken inside each image: what all its tokens share is not in it."""
     layer = attentions(lively_model(tiny_config))[0]
-    from vitcod_cli.lowrank.moments import MomentCollector
+    from vitcod_cli.lowrank.moments import MomentKernel
 
     tokens = torch.randn(4, 17, 24)
     sums = []
     for shift in (0.0, 3.0):
-        collector = MomentCollector(layer, 1)
-        q, k, _ = layer.heads(tokens)  # the same attention: only the tokens themselves move
-        collector(tokens + shift, q, k)
-        sums.append(collector.moments.key)
+        kernel = MomentKernel(layer, 1)
+        heads = layer.project(tokens)._replace(tokens=tokens + shift)  # the same attention: only the tokens move
+        kernel(heads, None)
+        sums.append(kernel.moments.key)
     assert torch.allclose(sums[0], sums[1], atol=1e-3)

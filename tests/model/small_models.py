@@ -10,8 +10,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.attention.collect import CollectingKernel
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.build import attention_shape, attentions, build_model
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
+from vitcod_cli.model.layers import attention_shape, attentions, using
 
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -73,14 +76,22 @@ def random_keep(model: VisionTransformer, share: float = 0.4, seed: int = 0) -> 
 
 def collect(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and the attention map [L, H, N, N], through the path that collects probabilities."""
-    shape = attention_shape(model)[1:]
-    for layer in attentions(model):
-        layer.attention_sum = torch.zeros(shape, dtype=torch.float64)
-    logits = model(images)
-    sums = [layer.attention_sum for layer in attentions(model)]
-    for layer in attentions(model):
-        layer.attention_sum = None
-    return logits, torch.stack([total for total in sums if total is not None]) / len(images)
+    sums = torch.zeros(attention_shape(model), dtype=torch.float64)
+    with using(model, lambda index: CollectingKernel(sums[index])):
+        logits = model(images)
+    return logits, sums / len(images)
+
+
+class ObservingKernel(Kernel):
+    """The definition, masked logits first; keeps the logits [B, H, N, N] of each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+        self.seen.append(masked_logits(heads.q, heads.k, keep))
+        return merge(self.seen[-1].softmax(dim=-1) @ heads.v)
 
 
 def first(model: VisionTransformer) -> SparseLowRankAttention:

@@ -12,14 +12,16 @@ from small_models import KINDS, collect, config_of, first, random_keep, random_m
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import vitcod_cli.attention.collect as collecting
 import vitcod_cli.model.attention as attention
 import vitcod_cli.model.kernels.explicit as explicit_attention
 from vitcod_cli.artifacts.model_config import SVD_TYPES, SvdType
+from vitcod_cli.attention.collect import CollectingKernel
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import FoldedReconstruction, Reconstruction, compressed_heads, projections
-from vitcod_cli.model.build import attention_shape, attentions, fold_auto_encoders, set_keep_mask
+from vitcod_cli.model.kernels.base import Heads, additive_mask
 from vitcod_cli.model.kernels.explicit import ExplicitAttention
-from vitcod_cli.model.kernels.planned import additive_mask
+from vitcod_cli.model.layers import attention_shape, attentions, fold_auto_encoders, set_keep_mask
 
 torch.set_num_threads(1)
 
@@ -85,9 +87,9 @@ def test_every_path_is_the_definition(
             assert layer.reconstruction_loss is None
         else:
             torch.testing.assert_close(layer.reconstruction_loss, loss, rtol=1e-12, atol=0)
-    layer.attention_sum = torch.zeros(probabilities.shape[1:], dtype=torch.float64)
+    layer.kernel = CollectingKernel(torch.zeros(probabilities.shape[1:], dtype=torch.float64))
     torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(layer.attention_sum, probabilities.sum(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(layer.kernel.total, probabilities.sum(0), rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradients_of_a_reconstruction() -> None:
@@ -218,9 +220,16 @@ def test_the_path_that_trains_is_the_fused_one(
     layer = first(model)
     dtype, rtol, atol = precision
     inputs = [torch.randn(batch, 3, 17, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    fused = F.scaled_dot_product_attention
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        merged = layer.kernel(Heads(q, q, k, v, None), layer.keep)
+        return merged.unflatten(2, (3, 8)).transpose(1, 2)
+
+    def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=layer.keep)
+
     results = []
-    for attend in (layer.attend, lambda q, k, v: fused(q, k, v, attn_mask=layer.keep)):
+    for attend in (ours, fused):
         leaves = [x.to(dtype, copy=True).requires_grad_() for x in inputs]
         output = attend(*leaves)
         output.square().sum().backward()
@@ -253,7 +262,7 @@ def test_auto_encoders_treat_what_their_name_says(svd_type: SvdType) -> None:
         delattr(dense, f"encoder_{letter}")
         delattr(dense, f"decoder_{letter}")
     x = tokens_for(layer)
-    changed = [not torch.equal(a, b) for a, b in zip(layer.heads(x), dense.heads(x), strict=True)]
+    changed = [not torch.equal(a, b) for a, b in zip(layer.project(x)[1:4], dense.project(x)[1:4], strict=True)]
     assert changed == ["q" in svd_type[3:].rpartition("_")[2], svd_type.endswith("k"), False]
 
 
@@ -316,7 +325,7 @@ def test_attention_map_rows_sum_to_one_and_pruned_keys_get_nothing(kind: str, im
 @torch.no_grad()
 def test_attention_sums_over_batches_and_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """More images and queries than the explicit path takes at once, in one batch or in several."""
-    monkeypatch.setattr(attention, "COLLECTED_BYTES", 32 * 3 * 17 * 4 * 3)  # three rows of 32 images
+    monkeypatch.setattr(collecting, "COLLECTED_BYTES", 32 * 3 * 17 * 4 * 3)  # three rows of 32 images
     model = random_model(config_of("class token"))
     set_keep_mask(model, random_keep(model))
     images = torch.randn(37, 3, 32, 32, generator=torch.Generator().manual_seed(3))

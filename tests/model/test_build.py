@@ -9,17 +9,8 @@ from small_models import KINDS, SMALL, config_of, random_keep, random_model
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.build import (
-    attention_shape,
-    attentions,
-    build_model,
-    check_architecture,
-    clear_keep_mask,
-    default_img_size,
-    input_channels,
-    keep_mask,
-    set_keep_mask,
-)
+from vitcod_cli.model.build import build_model, check_architecture, default_img_size, input_channels
+from vitcod_cli.model.layers import attention_shape, attentions, clear_keep_mask, keep_mask, set_keep_mask
 
 SHAPES = {
     "class token": (2, 3, 17, 17),

@@ -19,7 +19,8 @@ from vitcod_cli.artifacts.files import read_safetensors_info
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.model_config import SVD_TYPES, ModelConfig, SvdType
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import build_model, keep_mask, model_config, set_keep_mask
+from vitcod_cli.model.build import build_model, model_config
+from vitcod_cli.model.layers import keep_mask, set_keep_mask
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import SilentReporter

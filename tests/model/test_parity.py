@@ -14,7 +14,15 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from vitcod_cli.model.build import attention_shape, attentions, keep_mask, model_config
+from vitcod_cli.attention.collect import CollectingKernel
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import (
+    attention_shape,
+    keep_mask,
+    reconstruction_loss,
+    recording_reconstruction,
+    using,
+)
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import SilentReporter
@@ -67,11 +75,10 @@ def relative(got: Tensor, expected: Tensor) -> float:
 def losses(golden: Golden) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, reconstruction loss, and the total that the published code trains on."""
     model = golden.model
-    for attention in attentions(model):
-        attention.record_reconstruction = True
-    logits = model(golden.images)
-    recorded = [a.reconstruction_loss for a in attentions(model) if a.reconstruction_loss is not None]
-    recon = torch.stack(recorded).sum() if recorded else torch.zeros(())
+    with recording_reconstruction(model):
+        logits = model(golden.images)
+        recorded = reconstruction_loss(model)
+    recon = torch.zeros(()) if recorded is None else recorded
     return logits, recon, F.cross_entropy(logits, golden.expected["labels"]) + 1e-4 * recon
 
 
@@ -93,13 +100,11 @@ def test_logits_and_losses(golden: Golden) -> None:
 
 @torch.no_grad()
 def test_mean_attention(golden: Golden) -> None:
-    blocks, *shape = attention_shape(golden.model)
-    for attention in attentions(golden.model):
-        attention.attention_sum = torch.zeros(shape, dtype=torch.float64)
-    for image in golden.images:  # one at a time: the sums go over batches
-        golden.model(image[None])
-    mean = torch.stack([a.attention_sum for a in attentions(golden.model)]) / len(golden.images)
-    assert mean.shape == (blocks, *shape)
+    sums = torch.zeros(attention_shape(golden.model), dtype=torch.float64)
+    with using(golden.model, lambda index: CollectingKernel(sums[index])):
+        for image in golden.images:  # one at a time: the sums go over batches
+            golden.model(image[None])
+    mean = sums / len(golden.images)
     assert relative(mean, golden.expected["mean_attention"]) < 1e-5
 
 

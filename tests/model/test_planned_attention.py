@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import KINDS, collect, config_of, random_keep, random_model
+from small_models import KINDS, ObservingKernel, collect, config_of, random_keep, random_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import vitcod_cli.model.kernels.planned as module
 from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.bench.workload import for_inference
-from vitcod_cli.model.build import attentions, clear_keep_mask, prepare_inference, set_keep_mask
-from vitcod_cli.model.kernels.planned import AttentionPlan, additive_mask, find_clusters, plan_attention
+from vitcod_cli.model.kernels.base import additive_mask
+from vitcod_cli.model.kernels.planned import AttentionPlan, PlannedKernel, find_clusters, plan_attention
+from vitcod_cli.model.layers import attentions, clear_keep_mask, prepare_inference, set_keep_mask, using
 
 torch.set_num_threads(1)
 
@@ -154,7 +155,8 @@ def test_a_prepared_model_follows_its_plans_and_computes_the_same(
     torch.testing.assert_close(large(images), expected, rtol=1e-4, atol=1e-5)
     assert seen == [9, 9]
     assert list(large.state_dict()) == names
-    least = max(layer.plan.least_batch for layer in attentions(large) if layer.plan is not None)
+    kernels = [layer.kernel for layer in attentions(large)]
+    least = max(kernel.plan.least_batch for kernel in kernels if isinstance(kernel, PlannedKernel))
     assert least > 1
     torch.testing.assert_close(large(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
     assert len(seen) == 2  # a single image is left to fused attention
@@ -169,13 +171,10 @@ def test_a_plan_is_left_where_somebody_looks_inside(
     seen = plans_followed(large, monkeypatch)
     _, attention = collect(large, images)
     assert not attention[~torch.stack([layer.keep for layer in attentions(large)])].any()
-    shapes: list[torch.Size] = []
-    for layer in attentions(large):
-        layer.logit_observer = lambda logits: shapes.append(logits.shape)
-    large(images)
-    assert shapes == [torch.Size([8, 3, 577, 577])] * 2
-    for layer in attentions(large):
-        layer.logit_observer = None
+    observers = [ObservingKernel(), ObservingKernel()]
+    with using(large, lambda index: observers[index]):
+        large(images)
+    assert [logits.shape for kernel in observers for logits in kernel.seen] == [(8, 3, 577, 577)] * 2
     with torch.autocast("cpu", torch.bfloat16):
         large(images)
     large.train()

@@ -15,7 +15,8 @@ from tiny import NO_CHANCE, Colours, tiny_config, train
 from torch import Tensor, nn
 
 from vitcod_cli.errors import Interrupted, VitcodError
-from vitcod_cli.model.build import attentions, build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attentions, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.training.state import StateFile
 

@@ -12,9 +12,10 @@ from runs import figures, weights
 from tiny import NO_CHANCE, tiny_config, train
 from torch import Tensor
 
-from vitcod_cli.model.build import build_model, set_keep_mask
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import recording_reconstruction, set_keep_mask
 from vitcod_cli.runtime import RuntimeSettings, start
-from vitcod_cli.training.network import TrainingModel, recording_reconstruction
+from vitcod_cli.training.network import TrainingModel
 
 CALM: dict[str, Any] = {"augmentation": NO_CHANCE, "drop_path": 0.0, "epochs": 2}
 

@@ -12,9 +12,46 @@ from torch import Tensor
 
 from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attention_shape, attentions
+from vitcod_cli.model.auto_encoder import accurate_dtype
+from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask, merge, slices
+from vitcod_cli.model.layers import attention_shape, using
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
+
+COLLECTED_BYTES = 32 * 2**20
+"""Attention maps are collected so many bytes of probabilities at a time."""
+
+
+class CollectingKernel(Kernel):
+    """Explicit attention, some images and queries at a time, that adds up its probabilities.
+
+    Args:
+        total: float64 [H, N, N]; the probabilities, summed over the images of each batch, are added to it.
+    """
+
+    def __init__(self, total: Tensor, images: int = 32) -> None:
+        super().__init__()
+        self.total, self.images = total, images
+
+    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
+        _, q, k, v, _ = heads
+        additive = None if keep is None else additive_mask(keep, q.dtype)
+        # In the layout that merge() wants, so that it copies nothing.
+        attended = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        for few in slices(len(q), self.images):
+            # Contiguous: as views they would be copied for every product.
+            q_, k_, v_ = (x[few].contiguous() for x in (q, k.transpose(-2, -1), v))
+            # At batch 256 the probabilities of ViT-Base alone would take 500 MB.
+            row = q_.dtype.itemsize * q_.shape[0] * q_.shape[1] * q_.shape[2]
+            for part in slices(q_.shape[2], max(COLLECTED_BYTES // row, 1)):
+                logits = (q_[:, :, part] * q.shape[-1] ** -0.5) @ k_
+                if additive is not None:
+                    logits += additive[:, part]
+                probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
+                self.total[:, part] += probabilities.detach().sum(dim=0)
+                attended[few, :, part] = probabilities.to(v.dtype) @ v_
+        return merge(attended)
 
 
 @torch.no_grad()
@@ -40,20 +77,15 @@ def collect_attention(
     Raises:
         VitcodError: if there is no image, or the model yields values that are not finite.
     """
-    layers = attentions(model)
-    shape = attention_shape(model)
     mine = None if max_images is None else len(range(distributed.rank(), max_images, distributed.world_size()))
     training = model.training
     model.eval()
-    sums = torch.zeros(shape, dtype=torch.float64, device=runtime.device)
+    sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
     try:
-        for layer, layer_sum in zip(layers, sums, strict=True):
-            layer.attention_sum = layer_sum
-        images_seen = _show(model, loader, runtime, reporter, mine)
+        with using(model, lambda index: CollectingKernel(sums[index])):
+            images_seen = _show(model, loader, runtime, reporter, mine)
     finally:
         model.train(training)
-        for layer in layers:
-            layer.attention_sum = None
     count = torch.tensor(images_seen, dtype=torch.int64, device=runtime.device)
     num_images = int(distributed.all_reduce_sum(count))
     if num_images == 0:

@@ -12,7 +12,7 @@ in rounds, each under a mask that leaves half of the entries that the one before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,7 +25,8 @@ from vitcod_cli import distributed
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask, necessary_entries
-from vitcod_cli.model.build import attention_shape, attentions, clear_keep_mask, keep_mask, set_keep_mask
+from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
+from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -56,8 +57,8 @@ def collect_importance(
     Raises:
         VitcodError: if the model yields values that are not finite.
     """
-    given, prefix = keep_mask(model), model.num_prefix_tokens
-    keep = np.ones(attention_shape(model), dtype=np.bool_) if given is None else given.numpy()
+    mask, prefix = keep_mask(model), model.num_prefix_tokens
+    keep = np.ones(attention_shape(model), dtype=np.bool_) if mask is None else mask.numpy()
     worth = np.where(keep, 0.0, -1.0)
     try:
         with reporter.progress("importance", rounds * len(images)) as progress:
@@ -72,11 +73,36 @@ def collect_importance(
                 set_keep_mask(model, torch.from_numpy(keep))
     finally:
         clear_keep_mask(model)
-        if given is not None:
-            set_keep_mask(model, given)
+        if mask is not None:
+            set_keep_mask(model, mask)
     order = np.empty(worth.size, dtype=np.float32)
     order[worth.argsort(axis=None, kind="stable")] = np.arange(worth.size) / worth.size
     return order.reshape(worth.shape)
+
+
+class DamageKernel(Kernel):
+    """Explicit attention whose backward pass adds up the damage that pruning each entry does.
+
+    Args:
+        total: float64 [H, N, N]; squared derivatives by the logits over (1 - p)^2, summed over the images of
+            each batch, are added to it.
+    """
+
+    def __init__(self, total: Tensor) -> None:
+        super().__init__()
+        self.total = total
+
+    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
+        logits = masked_logits(heads.q, heads.k, keep)
+        left = (1 - logits.detach().float().softmax(dim=-1)).clamp_min(MIN_LEFT)
+
+        def add_damage(gradient: Tensor) -> None:
+            self.total.add_((gradient.float() / left).square().sum(dim=0))
+
+        logits.register_hook(add_damage)  # type: ignore[no-untyped-call]
+        probabilities = logits.softmax(dim=-1)
+        return merge(probabilities.to(heads.v.dtype) @ heads.v)
 
 
 def pruning_damage(
@@ -98,35 +124,16 @@ def pruning_damage(
     Raises:
         VitcodError: if a value is not finite.
     """
-    layers = attentions(model)
     sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
-
-    def observer(layer_sum: Tensor) -> Callable[[Tensor], None]:
-        def observe(logits: Tensor) -> None:
-            left = (1 - logits.detach().float().softmax(dim=-1)).clamp_min(MIN_LEFT)
-
-            def square(gradient: Tensor) -> None:
-                layer_sum.add_((gradient.float() / left).square().sum(dim=0))
-
-            logits.register_hook(square)  # type: ignore[no-untyped-call]
-
-        return observe
-
     entropy = (runtime.settings.seed * 1_000_003 + seed) * 1009 + distributed.rank()
     generator = torch.Generator().manual_seed(entropy)
-    with _frozen(model):
-        try:
-            for layer, layer_sum in zip(layers, sums, strict=True):
-                layer.logit_observer = observer(layer_sum)
-            for batch in images.batches(batch_size):
-                with torch.enable_grad(), runtime.autocast():
-                    logits = model(runtime.place(batch).requires_grad_()).float()
-                (fisher_direction(logits, generator) * logits).sum().backward()
-                if progress is not None:
-                    progress.advance(len(batch))
-        finally:
-            for layer in layers:
-                layer.logit_observer = None
+    with _frozen(model), using(model, lambda index: DamageKernel(sums[index])):
+        for batch in images.batches(batch_size):
+            with torch.enable_grad(), runtime.autocast():
+                logits = model(runtime.place(batch).requires_grad_()).float()
+            (fisher_direction(logits, generator) * logits).sum().backward()
+            if progress is not None:
+                progress.advance(len(batch))
     count = distributed.all_reduce_sum(torch.tensor(len(images), dtype=torch.int64, device=runtime.device))
     mean: NDArray[np.float64] = (distributed.all_reduce_sum(sums) / int(count)).cpu().numpy()
     if not np.isfinite(mean).all():

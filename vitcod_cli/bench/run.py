@@ -13,7 +13,8 @@ from vitcod_cli.bench.report import FIRST, OTHER, UNMASKED, Report
 from vitcod_cli.bench.settings import TIMM, BenchOptions
 from vitcod_cli.bench.workload import DROP_PATH, timm_twin, without_mask
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import keep_mask, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import Reporter

@@ -14,13 +14,13 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitcod_cli.model.build import (
+from vitcod_cli.model.build import input_channels, model_config, plain_model
+from vitcod_cli.model.layers import (
     attentions,
     clear_keep_mask,
-    input_channels,
-    model_config,
-    plain_model,
     prepare_inference,
+    reconstruction_loss,
+    recording_reconstruction,
 )
 from vitcod_cli.runtime import Runtime
 
@@ -72,7 +72,9 @@ def training_step(
 
     def run() -> None:
         with runtime.autocast():
-            loss = F.cross_entropy(model(images).float(), targets) + RECON_WEIGHT * _reconstruction_loss(model)
+            loss = F.cross_entropy(model(images).float(), targets)
+            recon = reconstruction_loss(model)
+            loss = loss if recon is None else loss + RECON_WEIGHT * recon
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
@@ -83,14 +85,10 @@ def training_step(
         optimizer.state.clear()
 
     model.train()
-    for layer in attentions(model):
-        layer.record_reconstruction = True
     try:
-        yield Work(run, forget)
+        with recording_reconstruction(model):
+            yield Work(run, forget)
     finally:
-        for layer in attentions(model):
-            layer.record_reconstruction = False
-            layer.reconstruction_loss = None
         model.eval()
         forget()
 
@@ -113,13 +111,6 @@ def for_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) 
 def make_optimizer(model: nn.Module) -> Optimizer:
     """The optimizer of fine-tuning, at the sparse step's learning rate."""
     return create_optimizer_v2(model, opt="adamw", lr=1e-5, weight_decay=1e-8, eps=1e-8, fused=True)
-
-
-def _reconstruction_loss(model: nn.Module) -> Tensor | float:
-    """Sum over the blocks, of auto-encoders of Q and K (ViTCoD, section IV-B); 0 without any."""
-    losses = [layer.reconstruction_loss for layer in attentions(model)]
-    found = [loss.float() for loss in losses if loss is not None]
-    return torch.stack(found).sum() if found else 0.0
 
 
 def synthetic_images(model: VisionTransformer, batch_size: int, device: torch.device) -> Tensor:

@@ -22,7 +22,8 @@ from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attentions, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import attentions
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 

@@ -19,7 +19,8 @@ from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.artifacts.published import mask_beside, plain, published_checkpoint, write_npy
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.convert_settings import ConvertOptions, Form
-from vitcod_cli.model.build import build_model, keep_mask, model_config
+from vitcod_cli.model.build import build_model, model_config
+from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import apply_mask, load_weights
 from vitcod_cli.model.resolve import resolve_config
 from vitcod_cli.reporting import Reporter

@@ -17,7 +17,9 @@ from torch.export import Dim, ExportedProgram
 from vitcod_cli.artifacts.describe import METADATA_KEY
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attentions, prepare_inference
+from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.kernels.planned import PlannedKernel
+from vitcod_cli.model.layers import attentions, prepare_inference
 
 ONNX_BYTES = 2**31 - 2**26
 """Weights that fit into one ONNX file: protocol buffers end at 2 GiB."""
@@ -43,17 +45,19 @@ class InferenceProgram(nn.Module):
         super().__init__()
         prepare_inference(model.eval())
         layers = attentions(model)
-        batches = [layer.plan.least_batch for layer in layers if layer.plan is not None]
-        self.least_batch = int(min(batches)) if batches else None
+        least = [layer.kernel.plan.least_batch for layer in layers if isinstance(layer.kernel, PlannedKernel)]
+        self.least_batch = int(min(least)) if least else None
         for layer in layers:
-            if layer.plan is not None and (batch_size is None or batch_size < layer.plan.least_batch):
-                layer.plan = None
+            kernel = layer.kernel
             # What no forward reads would still be written to the file.
             layer.keep = None
-            if layer.plan is not None:
-                layer.additive = None
+            if isinstance(kernel, PlannedKernel):
+                if batch_size is not None and batch_size >= kernel.plan.least_batch:
+                    kernel.additive = None
+                else:
+                    layer.kernel = FusedKernel(kernel.additive)
         self.num_blocks = len(layers)
-        self.planned = sum(layer.plan is not None for layer in layers)
+        self.planned = sum(isinstance(layer.kernel, PlannedKernel) for layer in layers)
         self.model = model
         self.figures = None if preprocess is None else preprocess.byte_figures(torch.device("cpu"))
 

@@ -6,7 +6,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import attentions, fold_auto_encoders, keep_mask, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import attentions, fold_auto_encoders, keep_mask
 
 
 def fold_for_timm(model: VisionTransformer) -> ModelConfig:

@@ -15,7 +15,8 @@ from vitcod_cli.export.program import InferenceProgram, check_onnx_packages, exa
 from vitcod_cli.export.settings import ExportOptions
 from vitcod_cli.export.weights import fold_for_timm
 from vitcod_cli.masks.statistics import sparsity_of
-from vitcod_cli.model.build import keep_mask, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter

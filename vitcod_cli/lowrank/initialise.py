@@ -17,7 +17,8 @@ from vitcod_cli.lowrank.moments import TokenMoments
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import compressed_heads, projections
-from vitcod_cli.model.build import attentions, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import attentions
 from vitcod_cli.reporting import Progress
 
 RIDGE = 1e-4

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from vitcod_cli import distributed
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.build import attentions
+from vitcod_cli.model.kernels.base import Heads, masked_logits
+from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.layers import attentions, using
 from vitcod_cli.reporting import Progress
 
 CLASS_TOKEN_SHARE = 0.5
@@ -55,17 +57,22 @@ class TokenMoments:
         return [self.query, self.key, *self.heads.values()]
 
 
-class MomentCollector:
-    """Sums the moments of one layer over batches; set as ``attention.token_observer``."""
+class MomentKernel(FusedKernel):
+    """Fused attention that sums the moments of one layer over batches."""
 
     def __init__(self, attention: SparseLowRankAttention, num_prefix_tokens: int) -> None:
+        super().__init__()
         weight = attention.qkv.weight
-        self.attention = attention
         self.num_prefix_tokens = num_prefix_tokens
         self.moments = TokenMoments.zeros(weight.shape[1], attention.num_heads, weight.device)
 
-    def __call__(self, x: Tensor, q: Tensor, k: Tensor) -> None:
-        """Add the tokens ``x`` [B, N, C] and their Q and K [B, H, N, d] before the auto-encoder."""
+    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
+        self._add(heads.tokens, heads.q, heads.k, keep)
+        return super().forward(heads, keep, dropout)
+
+    def _add(self, x: Tensor, q: Tensor, k: Tensor, keep: Tensor | None) -> None:
+        """Add the tokens ``x`` [B, N, C] and their Q and K [B, H, N, d]."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             batch, tokens, _ = x.shape
@@ -74,15 +81,15 @@ class MomentCollector:
             weights[: self.num_prefix_tokens] += share / max(self.num_prefix_tokens, 1)
             one = torch.cat([x, x.new_ones(batch, tokens, 1)], dim=-1)
             self.moments.query += _gram((one * weights.sqrt()[:, None]).flatten(0, 1))
-            self.moments.key += self._key_moment(x, q, k)
+            self.moments.key += self._key_moment(x, masked_logits(q.float(), k.float(), keep))
             for letter, heads in (("q", q), ("k", k)):
                 vectors = heads.float().permute(0, 2, 3, 1).reshape(-1, heads.shape[1])
                 one = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=-1)
                 self.moments.heads[letter] += _gram(one) / (tokens * heads.shape[-1])
 
-    def _key_moment(self, x: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def _key_moment(self, x: Tensor, logits: Tensor) -> Tensor:
         """Covariance of the keys' tokens, summed over the batch: sum_j w_j x_j x_j^T - m m^T."""
-        received = self.attention.logits(q.float(), k.float()).softmax(dim=-1).mean(dim=2)  # [B, H, N]
+        received = logits.softmax(dim=-1).mean(dim=2)  # [B, H, N]
         attended = (1 - ATTENDED_SHARE) * received.new_full((), 1 / x.shape[1]) + ATTENDED_SHARE * received.mean(1)
         second = _gram((x * attended.sqrt()[..., None]).flatten(0, 1))
         means = torch.einsum("bhn,bnc->bhc", received, x).flatten(0, 1)
@@ -115,22 +122,17 @@ def collect_moments(
     """
     model.eval()
     layers = attentions(model)
-    collectors = [MomentCollector(layer, num_prefix_tokens) for layer in layers]
+    kernels = [MomentKernel(layer, num_prefix_tokens) for layer in layers]
     count = torch.zeros(1, dtype=torch.float64, device=layers[0].qkv.weight.device)
-    try:
-        for layer, collector in zip(layers, collectors, strict=True):
-            layer.token_observer = collector
+    with using(model, lambda index: kernels[index]):
         for images in batches:
             with autocast():
                 model(images)
             count += len(images)
             if progress is not None:
                 progress.advance(len(images))
-    finally:
-        for layer in layers:
-            layer.token_observer = None
     distributed.all_reduce_sum(count)
-    for collector in collectors:
-        for tensor in collector.moments.tensors():
+    for kernel in kernels:
+        for tensor in kernel.moments.tensors():
             distributed.all_reduce_sum(tensor).div_(count)
-    return [collector.moments for collector in collectors]
+    return [kernel.moments for kernel in kernels]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,22 +13,19 @@ from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.model.auto_encoder import (
     FoldedReconstruction,
     Reconstruction,
-    accurate_dtype,
     compressed_heads,
     fold_rows,
     head_map,
     init_published,
     projections,
 )
-from vitcod_cli.model.kernels.explicit import ExplicitAttention, slices
-from vitcod_cli.model.kernels.planned import AttentionPlan, additive_mask, plan_attention
+from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask
+from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
 
 FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 """Widest layer whose reconstruction loss comes from folded weights on a CPU. The products that this takes grow
 with the square of the width, the passes over Q and K that it saves do not; a GPU is short of time for passes."""
-
-COLLECTED_BYTES = 32 * 2**20
-"""Attention maps are collected so many bytes of probabilities at a time."""
 
 
 class SparseLowRankAttention(Attention):
@@ -43,15 +39,9 @@ class SparseLowRankAttention(Attention):
         svd_type: which projections have an auto-encoder.
         keep: bool [H, N, N] or None; True = this query may look at this key. Part of the state
             dict when set, so that a sparse model is one file.
-        record_reconstruction: when True, each forward leaves ``reconstruction_loss`` behind.
-        attention_sum: float64 [H, N, N] or None; when set, each forward adds its probabilities,
-            summed over the images of the batch.
-        token_observer: when set, each forward calls it with the layer's input [B, N, C] and the
-            Q and K [B, H, N, d] that go into the auto-encoders.
-        logit_observer: when set, each forward calls it with the masked attention logits [B, H, N, N].
-        additive: ``keep`` as something to add to logits, [1, H, N, N]; None until :meth:`prepare_inference`.
-        plan: how to leave out what ``keep`` prunes; None until :meth:`prepare_inference`, and where that
-            would not save time.
+        kernel: how the masked attention is computed (:mod:`vitcod_cli.model.kernels`).
+        record_reconstruction: when True, each forward leaves ``reconstruction_loss`` behind; see
+            :func:`~vitcod_cli.model.layers.recording_reconstruction`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,14 +49,9 @@ class SparseLowRankAttention(Attention):
         self.svd_type: SvdType = "none"
         self.register_buffer("keep", None)
         self.keep: Tensor | None
-        self.register_buffer("additive", None, persistent=False)
-        self.additive: Tensor | None
-        self.plan: AttentionPlan | None = None
+        self.kernel: Kernel = FusedKernel()
         self.record_reconstruction = False
         self.reconstruction_loss: Tensor | None = None
-        self.attention_sum: Tensor | None = None
-        self.token_observer: Callable[[Tensor, Tensor, Tensor], None] | None = None
-        self.logit_observer: Callable[[Tensor], None] | None = None
 
     # -- auto-encoder -------------------------------------------------------------------------
 
@@ -109,11 +94,11 @@ class SparseLowRankAttention(Attention):
     def set_keep(self, keep: Tensor | None) -> None:
         """Fix the pattern: bool [H, N, N] on any device, True = this query may look at this key; None = all."""
         self.keep = None if keep is None else keep.to(self.qkv.weight.device, torch.bool).contiguous()
-        self.additive = self.plan = None
+        self.kernel = FusedKernel()
 
     @torch.no_grad()
     def prepare_inference(self, grid: tuple[int, int], dtype: torch.dtype) -> None:
-        """Do once what needs no image: fold the auto-encoder, turn the mask into numbers, plan the attention.
+        """Do once what needs no image: fold the auto-encoder, and take a kernel that has prepared the mask.
 
         Args:
             grid: patches along height and width.
@@ -122,9 +107,11 @@ class SparseLowRankAttention(Attention):
         self.fold()
         if self.keep is None:
             return
-        self.additive = additive_mask(self.keep, dtype)[None]
+        additive, plan = additive_mask(self.keep, dtype)[None], None
         if self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
-            self.plan = plan_attention(self.keep, grid)
+            plan = plan_attention(self.keep, grid)
+        kernel = FusedKernel(additive) if plan is None else PlannedKernel(plan, additive)
+        self.kernel = kernel.train(self.training)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -161,7 +148,7 @@ class SparseLowRankAttention(Attention):
 
     def _folds(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether this forward of ``x``, computed in ``dtype``, puts the auto-encoder into the qkv weights."""
-        if not self.foldable or self.token_observer is not None:
+        if not self.foldable:
             return False
         narrow = x.shape[-1] <= FOLDED_WIDTH.get(dtype, 0)
         return narrow or not self.record_reconstruction or x.device.type != "cpu"
@@ -182,35 +169,32 @@ class SparseLowRankAttention(Attention):
 
     # -- forward ------------------------------------------------------------------------------
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K (reconstructed) and V of tokens ``x`` [B, N, C], each [B, H, N, d]."""
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attention over tokens ``x`` [B, N, C]; returns [B, N, C]. The mask is the fixed one.
+
+        Raises:
+            ValueError: if timm passes a mask of its own: two patterns at once mean nothing here.
+        """
+        if attn_mask is not None or is_causal:
+            raise ValueError("SparseLowRankAttention has its own fixed mask and takes no other")
+        heads = self.project(x)
+        return self.output(x, self.kernel(heads, self.keep, self.attn_drop.p if self.training else 0.0))
+
+    def project(self, x: Tensor) -> Heads:
+        """Q, K (reconstructed) and V of tokens ``x`` [B, N, C]."""
         self.reconstruction_loss = None
-        device = x.device.type
+        device, tokens = x.device.type, x
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         fold = self._folds(x, dtype)
         if fold and self.record_reconstruction:
             x = x.to(dtype)  # once for both
             self.reconstruction_loss = self._folded_reconstruction(x)
-        qkv = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
-        q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        packed = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
+        q, k, v = packed.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if fold:
-            return q, k, v
+            return Heads(tokens, q, k, v, packed)
         q, k = self.q_norm(q), self.k_norm(k)
-        if self.token_observer is not None:
-            self.token_observer(x, q, k)
-        return self._reconstruct(q, "q"), self._reconstruct(k, "k"), v
-
-    def logits(self, q: Tensor, k: Tensor) -> Tensor:
-        """Scaled attention logits [B, H, N, N] with -inf where the mask prunes."""
-        logits: Tensor = (q * self.scale) @ k.transpose(-2, -1)
-        if self.keep is None:
-            return logits
-        # In place, and a sum: filling under a broadcast mask takes as long as both products.
-        return logits.add_(additive_mask(self.keep, logits.dtype))
-
-    def merge(self, attended: Tensor) -> Tensor:
-        """Attended values [B, H, N, d], heads side by side: [B, N, H*d]."""
-        return attended.transpose(1, 2).flatten(2)
+        return Heads(tokens, self._reconstruct(q, "q"), self._reconstruct(k, "k"), v, None)
 
     def output(self, x: Tensor, merged: Tensor) -> Tensor:
         """From attended values [B, N, H*d] to the layer's output: norm, gate, project."""
@@ -220,69 +204,3 @@ class SparseLowRankAttention(Attention):
             merged = merged * gate(x).sigmoid()
         projected: Tensor = self.proj_drop(self.proj(merged))
         return projected
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attention over tokens ``x`` [B, N, C]; returns [B, N, C]. The mask is the fixed one.
-
-        Raises:
-            ValueError: if timm passes a mask of its own: two patterns at once mean nothing here.
-        """
-        if attn_mask is not None or is_causal:
-            raise ValueError("SparseLowRankAttention has its own fixed mask and takes no other")
-        if self._follows_plan(x):
-            assert self.plan is not None
-            return self.output(x, self.plan(self.qkv(x)))
-        q, k, v = self.heads(x)
-        attended = self.attend(q, k, v) if self.attention_sum is None else self._collect(q, k, v)
-        return self.output(x, self.merge(attended))
-
-    def _follows_plan(self, x: Tensor) -> bool:
-        """Whether this forward leaves out what the mask prunes; nothing that looks inside may be on."""
-        if self.plan is None or self.training or len(x) < self.plan.least_batch:
-            return False
-        looked_at = (self.attention_sum, self.token_observer, self.logit_observer)
-        plain = self.svd_type == "none" and all(observer is None for observer in looked_at)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        return plain and not autocast and x.device.type == "cpu" and x.dtype == torch.float32
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Masked attention of Q, K and V, each [B, H, N, d]; returns [B, H, N, d].
-
-        Fused, but where gradients are wanted on a CPU in half precision: there explicit products are faster.
-        """
-        if self.logit_observer is not None:
-            logits = self.logits(q, k)
-            self.logit_observer(logits)
-            probabilities: Tensor = self.attn_drop(logits.softmax(dim=-1))
-            return probabilities.to(v.dtype) @ v
-        dropout = self.attn_drop.p if self.training else 0.0
-        half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-        if half_on_cpu and dropout == 0 and torch.is_grad_enabled() and q.requires_grad:
-            additive = None if self.keep is None else additive_mask(self.keep, q.dtype)
-            with torch.autocast("cpu", enabled=False):
-                attended: Tensor = ExplicitAttention.apply(q, k, v, additive)
-            return attended
-        mask = None if self.keep is None else self.keep[None]
-        if self.additive is not None and self.additive.dtype == q.dtype:
-            mask = self.additive
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-
-    def _collect(self, q: Tensor, k: Tensor, v: Tensor, images: int = 32) -> Tensor:
-        """Explicit attention, some images and queries at a time; adds its probabilities to ``attention_sum``."""
-        assert self.attention_sum is not None
-        additive = None if self.keep is None else additive_mask(self.keep, q.dtype)
-        # In the layout that merge() wants, so that it copies nothing.
-        attended = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        for few in slices(len(q), images):
-            # Contiguous: as views they would be copied for every product.
-            q_, k_, v_ = (x[few].contiguous() for x in (q, k.transpose(-2, -1), v))
-            # At batch 256 the probabilities of ViT-Base alone would take 500 MB.
-            row = q_.dtype.itemsize * q_.shape[0] * q_.shape[1] * q_.shape[2]
-            for part in slices(q_.shape[2], max(COLLECTED_BYTES // row, 1)):
-                logits = (q_[:, :, part] * self.scale) @ k_
-                if additive is not None:
-                    logits += additive[:, part]
-                probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
-                self.attention_sum[:, part] += probabilities.detach().sum(dim=0)
-                attended[few, :, part] = probabilities.to(v.dtype) @ v_
-        return attended

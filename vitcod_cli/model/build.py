@@ -1,4 +1,4 @@
-"""Build a timm model with our attention, and treat its attention layers as one list."""
+"""Build a timm model with our attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
@@ -30,8 +30,9 @@ def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransfo
     """
     check_architecture(config)
     model = _create(config, attn_layer=SparseLowRankAttention, drop_path_rate=drop_path)
-    for attention in attentions(model):
-        attention.add_auto_encoder(config.svd_type)
+    for module in model.modules():
+        if isinstance(module, SparseLowRankAttention):
+            module.add_auto_encoder(config.svd_type)
     model.vitcod_config = config  # type: ignore[assignment]
     return model
 
@@ -117,97 +118,3 @@ def input_channels(model: VisionTransformer) -> int:
     """Channels of the images that ``model`` takes; a hybrid's patches are not made of pixels."""
     stem = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
     return int(stem.in_channels)
-
-
-def attentions(model: nn.Module) -> list[SparseLowRankAttention]:
-    """The attention layers of ``model``, first to last: the L of maps and masks."""
-    return [module for module in model.modules() if isinstance(module, SparseLowRankAttention)]
-
-
-def attention_shape(model: VisionTransformer) -> tuple[int, int, int, int]:
-    """(L, H, N, N) of the model's maps and masks."""
-    layers = attentions(model)
-    num_tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-    return len(layers), layers[0].num_heads, num_tokens, num_tokens
-
-
-def set_keep_mask(model: VisionTransformer, keep: Tensor) -> None:
-    """Fix the attention pattern of every layer.
-
-    Args:
-        keep: bool [L, H, N, N]; True = this query may look at this key.
-
-    Raises:
-        VitcodError: if the shape is another model's, or a query may look at no key at all.
-    """
-    expected = attention_shape(model)
-    if tuple(keep.shape) != expected:
-        raise VitcodError(
-            f"--mask has the shape {_layers(tuple(keep.shape))} but {model_config(model).model} needs "
-            f"{_layers(expected)}; make the mask from an attention map of this model (vitcod dump-attn)."
-        )
-    empty = (~keep.any(dim=-1)).nonzero()
-    if len(empty):
-        layer, head, row = empty[0].tolist()
-        raise VitcodError(
-            f"--mask lets {len(empty)} queries look at no key at all (the first: block {layer}, head {head}, "
-            f"row {row}), which has no softmax; regenerate it, or check its polarity (a published .npy says "
-            "True = pruned, a vitcod mask says True = kept)."
-        )
-    for attention, layer_keep in zip(attentions(model), keep, strict=True):
-        attention.set_keep(layer_keep)
-
-
-def clear_keep_mask(model: nn.Module) -> None:
-    """Let every query look at every key again."""
-    for attention in attentions(model):
-        attention.set_keep(None)
-
-
-def keep_mask(model: nn.Module) -> Tensor | None:
-    """The mask of the whole model, bool [L, H, N, N] on the CPU, or None for a dense model."""
-    masks = [attention.keep.cpu() for attention in attentions(model) if attention.keep is not None]
-    return torch.stack(masks) if masks else None
-
-
-def fold_auto_encoders(model: VisionTransformer) -> None:
-    """Fold every auto-encoder into its qkv weights, in place, for inference: same function, no cost.
-
-    What can't be folded (behind a norm on Q and K) stays. The folded model is no longer the one that its
-    ``config`` names: it is not for saving.
-    """
-    for attention in attentions(model):
-        attention.fold()
-
-
-def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> None:
-    """Make ``model`` as fast at inference as it can be, in place, on the device that it is on.
-
-    Auto-encoders are folded (:func:`fold_auto_encoders`), masks turned into what attention adds, and where a
-    mask lets enough be skipped on a CPU, the attention that skips it is planned
-    (:mod:`~vitcod_cli.model.kernels.planned`). Same function to float tolerance.
-
-    Args:
-        dtype: of the autocast that all forwards will run under; float32: without one. Weights that autocast
-            would round to it at every forward are rounded once.
-    """
-    for attention in attentions(model):
-        attention.prepare_inference(model.patch_embed.grid_size, dtype)
-    if dtype != torch.float32:
-        _round_weights(model, dtype)
-
-
-def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace weights by new ones of ``dtype`` where autocast casts them as they are, and nowhere else."""
-    auto_encoders = {
-        id(part) for layer in attentions(model) for letter in "qk" for part in layer.auto_encoder(letter) or ()
-    }
-    for module in model.modules():
-        # Exactly these: a subclass may compute with its weight first, as a convolution that standardises it.
-        if type(module) in (nn.Linear, nn.Conv2d) and id(module) not in auto_encoders:
-            for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-
-
-def _layers(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

@@ -18,15 +18,8 @@ from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
-from vitcod_cli.model.build import (
-    attention_shape,
-    build_model,
-    check_architecture,
-    default_img_size,
-    keep_mask,
-    model_config,
-    set_keep_mask,
-)
+from vitcod_cli.model.build import build_model, check_architecture, default_img_size, model_config
+from vitcod_cli.model.layers import attention_shape, keep_mask, set_keep_mask
 from vitcod_cli.model.resolve import resolve_config
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import Reporter

@@ -16,7 +16,8 @@ from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.subset import evenly_spaced
 from vitcod_cli.distributed import is_main
-from vitcod_cli.model.build import fold_auto_encoders, keep_mask, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import fold_auto_encoders, keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter

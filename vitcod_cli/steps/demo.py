@@ -16,7 +16,7 @@ from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.report import mask_table
 from vitcod_cli.masks.settings import MaskOptions, MaskSettings
 from vitcod_cli.masks.statistics import attention_macs, sparsity_of
-from vitcod_cli.model.build import attention_shape, attentions, keep_mask
+from vitcod_cli.model.layers import attention_shape, attentions, keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.plots.plot import plot

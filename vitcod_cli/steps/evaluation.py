@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.waiting import Waiting
-from vitcod_cli.model.build import prepare_inference
+from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter

@@ -12,7 +12,8 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.initialise import LayerReport, add_auto_encoders, initialise
 from vitcod_cli.lowrank.moments import collect_moments
 from vitcod_cli.lowrank.settings import LowRankSettings
-from vitcod_cli.model.build import attentions, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import attentions
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime, start

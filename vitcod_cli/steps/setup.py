@@ -20,7 +20,8 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import world_size
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import clear_keep_mask, model_config
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import clear_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings

@@ -8,7 +8,7 @@ from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.blockwise import calibrate, checked_teacher
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import keep_mask
+from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime, start

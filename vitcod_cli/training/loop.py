@@ -17,13 +17,13 @@ from vitcod_cli.artifacts.run_directory import METRICS, RunDirectory
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.model.layers import recording_reconstruction
 from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.evaluate import Evaluation, evaluate
 from vitcod_cli.training.keeper import StateKeeper
 from vitcod_cli.training.loggers import Logger, open_loggers
-from vitcod_cli.training.network import recording_reconstruction
 from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.training.resume import keep_epochs
 from vitcod_cli.training.schedule import EpochSchedule

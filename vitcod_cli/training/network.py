@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitcod_cli import distributed
-from vitcod_cli.model.build import attentions
+from vitcod_cli.model.layers import reconstruction_loss
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.losses import Outputs
 
 
 class TrainingModel(nn.Module):
-    """``model`` that also returns the summed reconstruction losses of its blocks (ViTCoD, section IV-B).
-
-    Each is an unsquared L2 norm over this process's whole batch, so their sum grows with the
-    batch: that is what was published.
-    """
+    """``model`` that also returns its reconstruction loss, over this process's whole batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,22 +25,8 @@ class TrainingModel(nn.Module):
     def forward(self, images: Tensor) -> tuple[Outputs, Tensor]:
         """Images [B, C, H, W] to (logits [B, classes] or those of two heads, a scalar)."""
         outputs: Outputs = self.model(images)
-        losses = [layer.reconstruction_loss for layer in attentions(self.model)]
-        found = [loss.float() for loss in losses if loss is not None]
-        return outputs, torch.stack(found).sum() if found else images.new_zeros(())
-
-
-@contextmanager
-def recording_reconstruction(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Let the attention layers leave their reconstruction losses behind; forget them at the end."""
-    for layer in attentions(model):
-        layer.record_reconstruction = enabled
-    try:
-        yield
-    finally:
-        for layer in attentions(model):
-            layer.record_reconstruction = False
-            layer.reconstruction_loss = None  # holds the step's graph, which can't be copied
+        recon = reconstruction_loss(self.model)
+        return outputs, images.new_zeros(()) if recon is None else recon
 
 
 def over_processes(model: TrainingModel, runtime: Runtime) -> nn.Module:

@@ -1,1 +1,1 @@
-"""How attention is computed: the same function, in the way that suits device, dtype and mask."""
+"""How attention is computed: the same function, in the way that suits device, dtype, mask and purpose."""

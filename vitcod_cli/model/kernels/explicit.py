@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vitcod_cli.model.kernels.base import slices
+
 SLICE_BYTES = 4 * 2**20
 """The batch is computed in slices whose logits take about so much, and stay in the cache."""
 
@@ -66,8 +68,3 @@ def _parts(shape: torch.Size, itemsize: int) -> list[slice]:
     """Of the images of Q [B, H, N, d], as slices of B*H."""
     batch, heads, tokens, _ = shape
     return slices(batch * heads, max(SLICE_BYTES // (heads * tokens**2 * itemsize), 1) * heads)
-
-
-def slices(length: int, size: int) -> list[slice]:
-    """0 to ``length`` in parts of ``size``, the last of what is left."""
-    return [slice(start, start + size) for start in range(0, length, size)]

@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcod_cli.model.kernels.base import Heads, additive_mask
+from vitcod_cli.model.kernels.fused import FusedKernel
+
 LOGIT, ROW, CALL = 1.5, 15.0, 40_000.0
 """What a cluster costs, in logits of fused attention over all keys: each of its logits, each row of Q, K and V
 that is gathered or put back, and the call, whose price the images of a batch share. Measured on a CPU with
@@ -116,22 +119,30 @@ class AttentionPlan:
         return _take(torch.cat(attended, dim=1), self._position).view(batch, tokens, -1)
 
 
-def additive_mask(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """``keep`` [..., N, N] as what is added to logits: 0 where kept, -inf where pruned; [..., N, N] of ``dtype``.
-
-    Fused attention would make it from a bool mask at every call.
-    """
-    # Rows start at multiples of 16 numbers, as the kernels of a GPU want it; else they copy the mask.
-    width = keep.shape[-1]
-    padded = torch.zeros(*keep.shape[:-1], -(-width // 16) * 16, dtype=dtype, device=keep.device)
-    return padded[..., :width].masked_fill_(~keep, float("-inf"))
-
-
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """Rows of every image: x [B, R, d] at ``rows`` int64 [r]; returns [B, r, d]."""
     offsets = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1])
     # An embedding is a gather; it takes half as long as index_select.
     return F.embedding(offsets[:, None] + rows, x.reshape(-1, x.shape[-1]))
+
+
+class PlannedKernel(FusedKernel):
+    """Follows a plan where it is expected to pay, for inference in float32 on a CPU; else fused attention."""
+
+    def __init__(self, plan: AttentionPlan, additive: Tensor | None = None) -> None:
+        super().__init__(additive)
+        self.plan = plan
+
+    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
+        packed = heads.packed
+        if packed is not None and not self.training and self._suits(packed):
+            return self.plan(packed)
+        return super().forward(heads, keep, dropout)
+
+    def _suits(self, packed: Tensor) -> bool:
+        plain = packed.device.type == "cpu" and packed.dtype == torch.float32
+        return plain and len(packed) >= self.plan.least_batch and not torch.is_autocast_enabled("cpu")
 
 
 def plan_attention(keep: Tensor, grid: tuple[int, int]) -> AttentionPlan | None:

@@ -1,0 +1,38 @@
+"""torch's fused attention: the kernel of every layer that nobody gives another."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask, merge
+from vitcod_cli.model.kernels.explicit import ExplicitAttention
+
+
+class FusedKernel(Kernel):
+    """``scaled_dot_product_attention``; explicit products where those are faster, in half precision on a CPU.
+
+    Args:
+        additive: the mask as what is added to logits, [1, H, N, N], made once for inference; it stands for
+            ``keep`` where the arithmetic is in its dtype.
+    """
+
+    def __init__(self, additive: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("additive", additive, persistent=False)
+        self.additive: Tensor | None
+
+    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """See :class:`Kernel`."""
+        _, q, k, v, _ = heads
+        half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+        if half_on_cpu and dropout == 0 and torch.is_grad_enabled() and q.requires_grad:
+            additive = None if keep is None else additive_mask(keep, q.dtype)
+            with torch.autocast("cpu", enabled=False):
+                attended: Tensor = ExplicitAttention.apply(q, k, v, additive)
+            return merge(attended)
+        mask = None if keep is None else keep[None]
+        if self.additive is not None and self.additive.dtype == q.dtype:
+            mask = self.additive
+        return merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout))
