@@ -1,5 +1,121 @@
-"""vitcod: make Vision Transformers sparse and low-rank (ViTCoD, HPCA 2023)."""
+"""vitcod: make Vision Transformers sparse and low-rank (ViTCoD, HPCA 2023).
+
+From Python::
+
+    import vitcod_cli
+
+    model = vitcod_cli.compress("deit_tiny.safetensors", "imagenet/train", sparsity=0.9)
+    vitcod_cli.save(model, "sparse.safetensors")
+    model = vitcod_cli.load("sparse.safetensors")
+    logits = model(model.transform(image)[None])
+
+The steps are functions of their options, which are those of the command line::
+
+    data = vitcod_cli.DataSettings(data_path="imagenet")
+    options = vitcod_cli.EvalOptions(checkpoint="sparse.safetensors", data=data)
+    print(vitcod_cli.evaluate(options).line())
+
+Importing it imports neither torch nor timm; using what is in it does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from vitcod_cli.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from vitcod_cli.api import load, save
+    from vitcod_cli.artifacts.run_directory import OutputSettings
+    from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
+    from vitcod_cli.data.augmentation import AugmentationSettings
+    from vitcod_cli.data.settings import DataSettings
+    from vitcod_cli.errors import VitcodError
+    from vitcod_cli.lowrank.settings import LowRankSettings
+    from vitcod_cli.masks.settings import MaskOptions, MaskSettings
+    from vitcod_cli.model.settings import ModelSettings
+    from vitcod_cli.runtime import RuntimeSettings
+    from vitcod_cli.steps.attention_map import dump_attention
+    from vitcod_cli.steps.compress import compress
+    from vitcod_cli.steps.dense import finetune_dense
+    from vitcod_cli.steps.evaluation import evaluate
+    from vitcod_cli.steps.lowrank import finetune_lowrank
+    from vitcod_cli.steps.mask import make_mask
+    from vitcod_cli.steps.options import (
+        AttentionMapOptions,
+        DenseOptions,
+        EvalOptions,
+        LowRankOptions,
+        SparseOptions,
+    )
+    from vitcod_cli.steps.sparse import finetune_sparse
+    from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
+
+_MODULES = {
+    "api": ("load", "save"),
+    "artifacts.run_directory": ("OutputSettings",),
+    "calibration.settings": ("CalibrationSettings", "LowRankCalibrationSettings"),
+    "data.augmentation": ("AugmentationSettings",),
+    "data.settings": ("DataSettings",),
+    "errors": ("VitcodError",),
+    "lowrank.settings": ("LowRankSettings",),
+    "masks.settings": ("MaskOptions", "MaskSettings"),
+    "model.settings": ("ModelSettings",),
+    "runtime": ("RuntimeSettings",),
+    "steps.attention_map": ("dump_attention",),
+    "steps.compress": ("compress",),
+    "steps.dense": ("finetune_dense",),
+    "steps.evaluation": ("evaluate",),
+    "steps.lowrank": ("finetune_lowrank",),
+    "steps.mask": ("make_mask",),
+    "steps.options": ("AttentionMapOptions", "DenseOptions", "EvalOptions", "LowRankOptions", "SparseOptions"),
+    "steps.sparse": ("finetune_sparse",),
+    "training.recipe": ("DenseRecipe", "LowRankRecipe", "SparseRecipe"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AttentionMapOptions",
+    "AugmentationSettings",
+    "CalibrationSettings",
+    "DataSettings",
+    "DenseOptions",
+    "DenseRecipe",
+    "EvalOptions",
+    "LowRankCalibrationSettings",
+    "LowRankOptions",
+    "LowRankRecipe",
+    "LowRankSettings",
+    "MaskOptions",
+    "MaskSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "RuntimeSettings",
+    "SparseOptions",
+    "SparseRecipe",
+    "VitcodError",
+    "__version__",
+    "compress",
+    "dump_attention",
+    "evaluate",
+    "finetune_dense",
+    "finetune_lowrank",
+    "finetune_sparse",
+    "load",
+    "make_mask",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What the API has under ``name``, imported when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitcod_cli' has no attribute {name!r}")
+    value = getattr(import_module(f"vitcod_cli.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,7 @@ than rank 0 pass :class:`SilentReporter`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -42,7 +43,7 @@ class SilentReporter:
     """Says nothing; remembers the warnings, for tests."""
 
     def __init__(self) -> None:
-        self.warnings: list[str] = []
+        self.warnings: deque[str] = deque(maxlen=1000)
 
     def info(self, text: str) -> None:
         """Drop the line."""
@@ -55,3 +56,7 @@ class SilentReporter:
     def progress(self, description: str, total: float | None, unit: str = "images") -> Iterator[Progress]:
         """Show nothing."""
         yield _SilentProgress()
+
+
+QUIET: Reporter = SilentReporter()
+"""For callers from Python who ask for no messages."""

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of
+from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of, svd_type_of
 from vitcod_cli.artifacts.files import first_line
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
@@ -76,8 +76,18 @@ def apply_mask(model: VisionTransformer, path: str | os.PathLike[str], flag: str
 
 
 def save_model(path: str | os.PathLike[str], model: nn.Module, info: Mapping[str, Any]) -> None:
-    """Write ``model`` (mask included) and its config as a checkpoint of ours, atomically."""
-    write_checkpoint(path, model.state_dict(), model_config(model), info)
+    """Write ``model`` (mask included) and its config as a checkpoint of ours, atomically.
+
+    Raises:
+        VitcodError: if its auto-encoders were folded for inference, or the file can't be written.
+    """
+    state_dict, config = model.state_dict(), model_config(model)
+    if svd_type_of(state_dict) != config.svd_type:
+        raise VitcodError(
+            "The model was prepared for inference, its auto-encoders are folded; load it with inference=False to "
+            "save it."
+        )
+    write_checkpoint(path, state_dict, config, info)
 
 
 def _read(settings: ModelSettings, source: str | None, flag: str, reporter: Reporter) -> Checkpoint | None:

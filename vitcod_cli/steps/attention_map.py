@@ -20,7 +20,7 @@ from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import fold_auto_encoders, keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import AttentionMapOptions
 
@@ -33,7 +33,7 @@ class MapResult(NamedTuple):
     shape: list[int]
 
 
-def dump_attention(options: AttentionMapOptions, reporter: Reporter) -> MapResult:
+def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> MapResult:
     """Average the attention of every head over images, and write the map.
 
     Works on dense, low-rank and sparse models alike, on one process or many.

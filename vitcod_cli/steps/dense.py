@@ -6,14 +6,14 @@ from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.splits import Images
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import DenseOptions
 from vitcod_cli.steps.setup import load_teacher, open_run
 from vitcod_cli.training.trainer import FitResult, fit
 
 
-def finetune_dense(options: DenseOptions, reporter: Reporter) -> FitResult:
+def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResult:
     """Train or fine-tune the plain model, as DeiT does.
 
     The data set decides how many classes the model has, unless ``num_classes`` does.

@@ -8,14 +8,14 @@ from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import EvalOptions
 from vitcod_cli.training import evaluate as measuring
 from vitcod_cli.training.evaluate import Evaluation
 
 
-def evaluate(options: EvalOptions, reporter: Reporter) -> Evaluation:
+def evaluate(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluation:
     """Acc@1, Acc@5 and loss of a checkpoint on one split; every image counts once, on one process or many.
 
     Raises:

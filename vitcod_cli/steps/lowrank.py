@@ -15,14 +15,14 @@ from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import attentions
 from vitcod_cli.model.load import load_model
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
 from vitcod_cli.steps.options import LowRankOptions
 from vitcod_cli.steps.setup import dense_copy, load_teacher, open_images, open_run, read_calibration_images
 from vitcod_cli.training.trainer import FitResult, fit
 
 
-def finetune_lowrank(options: LowRankOptions, reporter: Reporter) -> FitResult:
+def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> FitResult:
     """Squeeze the heads of Q and K through a small auto-encoder, and fine-tune.
 
     New auto-encoders are fitted to the dense model without labels first: to its attention logits, then

@@ -11,10 +11,10 @@ from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.settings import MaskOptions
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 
 
-def make_mask(options: MaskOptions, reporter: Reporter) -> tuple[Path, Mask]:
+def make_mask(options: MaskOptions, reporter: Reporter = QUIET) -> tuple[Path, Mask]:
     """Make the mask that ``options`` ask for; returns the file that it is in, and the mask.
 
     Raises:

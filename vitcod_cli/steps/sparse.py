@@ -10,14 +10,14 @@ from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
 from vitcod_cli.steps.options import SparseOptions
 from vitcod_cli.steps.setup import dense_copy, load_teacher, open_images, open_run, read_calibration_images
 from vitcod_cli.training.trainer import FitResult, fit
 
 
-def finetune_sparse(options: SparseOptions, reporter: Reporter) -> FitResult:
+def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitResult:
     """Fine-tune the model under a fixed sparse attention mask.
 
     Every block is fitted to the model without the mask (or to ``distill_from``) first, without labels.

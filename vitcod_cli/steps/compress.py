@@ -1,0 +1,182 @@
+"""All steps in a row without labels: low-rank heads, a map, a mask, each followed by calibration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitcod_cli.artifacts.attention_map import AttentionMap
+from vitcod_cli.artifacts.model_config import SvdType
+from vitcod_cli.attention.collect import collect_attention
+from vitcod_cli.attention.importance import collect_importance
+from vitcod_cli.calibration.blockwise import calibrate
+from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
+from vitcod_cli.data.calibration import CalibrationImages, calibration_images
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.unlabelled import open_unlabelled
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.lowrank.initialise import add_auto_encoders
+from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.generate import generate_mask
+from vitcod_cli.masks.info import Info
+from vitcod_cli.masks.settings import MaskSettings
+from vitcod_cli.model.adopt import adopt
+from vitcod_cli.model.layers import fold_auto_encoders, set_keep_mask
+from vitcod_cli.model.load import load_model
+from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.reporting import QUIET, Reporter
+from vitcod_cli.runtime import Runtime, RuntimeSettings, start
+from vitcod_cli.steps.lowrank import initialise_from
+from vitcod_cli.steps.setup import dense_copy
+
+
+def compress(
+    model: nn.Module | str | os.PathLike[str],
+    images: str | os.PathLike[str] | Iterable[Tensor],
+    *,
+    sparsity: float | None = 0.9,
+    svd_type: SvdType = "mix_head_fc_qk",
+    allocate: bool = True,
+    num_images: int = 512,
+    lowrank_calibration: LowRankCalibrationSettings | None = None,
+    calibration: CalibrationSettings | None = None,
+    runtime: RuntimeSettings | None = None,
+    reporter: Reporter = QUIET,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> VisionTransformer:
+    """Make a Vision Transformer low-rank and sparse, in minutes and without labels.
+
+    It is what ``finetune-lowrank --epochs 0``, ``dump-attn``, ``gen-mask`` and ``finetune-sparse --epochs 0
+    --distill-from`` do one after the other.
+
+    Args:
+        model: made by ``timm.create_model`` or :func:`vitcod_cli.load`, which stays as it is; or a checkpoint.
+        images: a folder, of which ``num_images`` are drawn; or batches [B, C, H, W], float32 and normalised as
+            the model expects it, of which the first ``num_images`` images are taken.
+        sparsity: share of attention entries to prune; None leaves the model without a mask.
+        svd_type: which of Q and K pass through a head auto-encoder; ``none`` leaves them as they are.
+        allocate: spend the sparsity where it does the least damage; else by the paper's info cut.
+        lowrank_calibration, calibration: of the two calibrations; ``calibrate_steps=0`` leaves one out.
+        runtime: device, precision, seed.
+        model_kwargs: what ``timm.create_model`` was given for ``model`` beside its name, ``num_classes`` and
+            ``img_size``, if anything.
+
+    Returns:
+        The compressed model in eval mode, to use, to train further, or to write with :func:`vitcod_cli.save`.
+
+    Raises:
+        VitcodError: if the model can't be treated, there are no images, or the sparsity can't be reached.
+    """
+    lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
+    calibration = calibration or CalibrationSettings()
+    with start(runtime or RuntimeSettings()) as running:
+        if isinstance(model, nn.Module):
+            dense = adopt(model, model_kwargs)
+        else:
+            kwargs = [f"{name}={value!r}" for name, value in (model_kwargs or {}).items()]
+            settings = ModelSettings(model_kwargs=kwargs)
+            dense = load_model(settings, os.fspath(model), flag="model", reporter=reporter)
+        dense = running.prepare(dense).eval().requires_grad_()
+        preprocess = preprocess_of(dense)
+        if isinstance(images, (str, os.PathLike)):
+            crops = calibration.calibrate_crops
+            sample = _read(images, preprocess, num_images, crops, runtime=running, reporter=reporter)
+        else:
+            sample = _gather(images, preprocess, num_images, running.device)
+        student = dense_copy(dense)
+        if svd_type != "none":
+            heads = LowRankSettings(svd_type=svd_type)
+            add_auto_encoders(student, heads)
+            first = sample.first_crops()
+            initialise_from(dense, student, first, heads, runtime=running, reporter=reporter)
+            if lowrank_calibration.enabled:
+                calibrate(
+                    student,
+                    dense,
+                    first,
+                    lowrank_calibration,
+                    scope="attention",
+                    runtime=running,
+                    reporter=reporter,
+                )
+        if sparsity is not None:
+            mask = MaskSettings(info=Info(sparsity=sparsity), allocated=Allocated(allocate=allocate))
+            set_keep_mask(student, _mask(student, sample.first_crops(), mask, running, reporter))
+            if calibration.enabled:
+                calibrate(student, dense, sample, calibration, scope="block", runtime=running, reporter=reporter)
+    return student.eval()
+
+
+def _read(
+    folder: str | os.PathLike[str],
+    preprocess: Preprocess,
+    count: int,
+    crops: int,
+    *,
+    runtime: Runtime,
+    reporter: Reporter,
+) -> CalibrationImages:
+    """``count`` images drawn from ``folder``, in ``crops`` crops."""
+    files = open_unlabelled(folder)
+
+    def read(draw: int) -> CalibrationImages:
+        return calibration_images(
+            files,
+            preprocess,
+            count,
+            workers=None,
+            device=runtime.device,
+            seed=runtime.settings.seed,
+            crops="random" if draw else "center",
+            draw=draw,
+            reporter=None if draw else reporter,
+        )
+
+    return read(0).with_crops([read(draw) for draw in range(1, crops)])
+
+
+def _gather(
+    batches: Iterable[Tensor], preprocess: Preprocess, count: int, device: torch.device
+) -> CalibrationImages:
+    """The first ``count`` images of ``batches``, kept as they are."""
+    parts: list[Tensor] = []
+    for images in batches:
+        if not images.is_floating_point() or images.shape[1:] != preprocess.input_size:
+            raise VitcodError(
+                f"images must be float batches [B, {', '.join(map(str, preprocess.input_size))}], normalised, not "
+                f"{images.dtype} {list(images.shape)}."
+            )
+        parts.append(images[: count - sum(map(len, parts))].float().cpu())
+        if sum(map(len, parts)) == count:
+            break
+    if not parts:
+        raise VitcodError("images holds no batch; give a folder, or batches of images.")
+    gathered = torch.cat(parts)
+    return CalibrationImages(gathered, preprocess, device, len(gathered))
+
+
+def _mask(
+    model: VisionTransformer,
+    images: CalibrationImages,
+    settings: MaskSettings,
+    runtime: Runtime,
+    reporter: Reporter,
+) -> Tensor:
+    """A mask bool [L, H, N, N] by the attention of ``model`` on ``images``."""
+    folded = dense_copy(model)
+    fold_auto_encoders(folded)
+    batches = [(batch, torch.zeros(len(batch))) for batch in images.batches(32)]
+    attention, count = collect_attention(folded, batches, runtime, reporter)
+    importance = None
+    if settings.allocated.allocate:
+        importance = collect_importance(folded, images, runtime, reporter)
+    info = {"num_prefix_tokens": model.num_prefix_tokens}
+    mask = generate_mask(AttentionMap(attention, count, info, importance), settings, reporter)
+    return torch.from_numpy(mask.keep)
