@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import attentions, build_model, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
-from vitcod_cli.training.state import StateFile
+from vitcod_cli.training.run_state import StateFile
 
 # Learnt to 100 % in an epoch or two.
 EASY: dict[str, Any] = {"epochs": 3, "lr": 2.0, "drop_path": 0.0, "augmentation": NO_CHANCE, "train_images": 80}
@@ -120,7 +120,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, after_steps
 
 def test_stopped_during_evaluation_loses_no_training(tmp_path: Path) -> None:
     train(tmp_path / "whole", epochs=2)
-    reporter = Saboteur(signal.SIGINT, at="eval of the averaged")
+    reporter = Saboteur(signal.SIGINT, at="eval of the EMA")
     with pytest.raises(Interrupted) as stopped:
         train(tmp_path / "cut", epochs=2, reporter=reporter)
     assert stopped.value.code == 130
@@ -236,7 +236,7 @@ def test_averaged_weights_are_saved_when_they_are_better(tmp_path: Path, skilled
     result, _ = train(tmp_path / "run", epochs=1, lr=50.0, model=deepcopy(skilled), reporter=reporter)
     assert result.best_is_ema
     assert result.best.acc1 > result.last.acc1
-    assert any("the averaged weights are the best so far" in line for line in reporter.infos)
+    assert any("the EMA weights are the best so far" in line for line in reporter.infos)
     state, best = weights(tmp_path / "run"), weights(tmp_path / "run", "best")
     assert all(torch.equal(best[name], state[f"ema/{name}"]) for name in best)
 

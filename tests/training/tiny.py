@@ -21,10 +21,9 @@ from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
-from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
-from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Reporter, SilentReporter
 from vitcod_cli.runtime import RuntimeSettings, start
 from vitcod_cli.training.recipe import Recipe
@@ -96,7 +95,7 @@ def train(
     val_images: int = 21,
     augmentation: dict[str, Any] | None = None,
     runtime: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
+    workers: int = 0,
     config: dict[str, Any] | None = None,
     train_data: ImageData | None = None,
     recipe_teacher: str | None = None,
@@ -104,10 +103,11 @@ def train(
     **recipe: Any,
 ) -> tuple[FitResult, nn.Module]:
     """Train the tiny model on coloured squares in ``folder``; other arguments are the recipe's."""
+    reporter = reporter or SilentReporter()
     settings = Recipe(**{**RECIPE, **recipe}, teacher=recipe_teacher)
     with start(
         RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})})
-    ) as place:
+    ) as active:
         model = model or build_model(
             tiny_config(**{"svd_type": "mix_head_fc_qk", **(config or {})}), drop_path=settings.drop_path
         )
@@ -115,17 +115,18 @@ def train(
             model.head_drop = Mishap(**mishap)
         result = fit(
             model,
-            recipe=settings,
+            Images(
+                train_data or Colours(train_images, seed=1),
+                Colours(val_images, seed=2),
+                Preprocess((3, 16, 16), crop_pct=1.0),
+            ),
+            settings,
             augmentation=AugmentationSettings(**(augmentation or {})),
-            train_data=train_data or Colours(train_images, seed=1),
-            val_data=Colours(val_images, seed=2),
-            preprocess=Preprocess((3, 16, 16), crop_pct=1.0),
-            data_settings=DataSettings(**{"workers": 0, **(data or {})}),
-            runtime=place,
-            run=RunDirectory.open(OutputSettings(output_dir=str(folder), resume=True)),
-            reporter=reporter or SilentReporter(),
-            save=lambda module, path, info: save_model(path, module, info),
-            resume=resume,
+            workers=workers,
+            runtime=active,
+            run=RunDirectory.open(OutputSettings(output_dir=str(folder), resume=resume), reporter),
+            reporter=reporter,
+            provenance={},
             teacher=teacher,
         )
     return result, model

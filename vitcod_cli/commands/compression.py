@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from vitcod_cli.artifacts.run_directory import RunDirectory
     from vitcod_cli.calibration.blockwise import Scope
-    from vitcod_cli.commands.fine_tuning import Images
     from vitcod_cli.data.calibration import CalibrationImages
+    from vitcod_cli.data.splits import Images
     from vitcod_cli.runtime import Runtime
 
 

@@ -24,23 +24,14 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
-    from vitcod_cli.data.images import ImageData
-    from vitcod_cli.data.preprocess import Preprocess
+    from vitcod_cli.data.splits import Images
     from vitcod_cli.runtime import Runtime
-
-
-@dataclass(frozen=True)
-class Images:
-    """Both splits, and how they are brought into the form that the model takes."""
-
-    train: ImageData
-    val: ImageData
-    preprocess: Preprocess
 
 
 def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter) -> Images:
     """The data set of ``data`` for ``model``; its classes must fit the model's outputs."""
     from vitcod_cli.data.datasets import open_dataset
+    from vitcod_cli.data.splits import Images
 
     train, val = (
         open_dataset(data, split, num_classes=model.num_classes, reporter=reporter) for split in ("train", "val")
@@ -136,36 +127,29 @@ class FineTuning:
         ``before`` is left out when a saved state is resumed: its outcome is in the state.
         ``teacher`` is the recipe's, where the command has loaded it already.
         """
-        from vitcod_cli.model.load import save_model
-        from vitcod_cli.training.trainer import fit, will_resume
+        from vitcod_cli.training.trainer import fit
 
         if teacher is None:
             teacher = load_teacher(self.recipe, network, reporter)
-        run = RunDirectory.open(self.output)
+        run = RunDirectory.open(self.output, reporter)
         self.runtime.advise(reporter)
         about = self.about(network)
         if is_main():
             settings = (self.model, self.data, self.augmentation, self.recipe, self.runtime.settings, self.output)
             run.write_config(config_of(*settings, about=about, **self.options))
-        if before is not None and not will_resume(run, self.output.resume):
+        if before is not None and not run.resumes:
             before(run)
-
-        def save(model: nn.Module, path: Path, info: dict[str, Any]) -> None:
-            save_model(path, model, {**about, **info})
 
         result = fit(
             network,
-            recipe=self.recipe,
+            images,
+            self.recipe,
             augmentation=self.augmentation,
-            train_data=images.train,
-            val_data=images.val,
-            preprocess=images.preprocess,
-            data_settings=self.data,
+            workers=self.data.workers,
             runtime=self.runtime,
             run=run,
             reporter=reporter,
-            save=save,
-            resume=self.output.resume,
+            provenance=about,
             teacher=teacher,
         )
         reporter.info(f"Best: epoch {result.best_epoch}, in {run.best}; the last is in {run.last}.")
