@@ -89,3 +89,25 @@ def test_metrics_of_epochs_that_are_trained_again_go(tmp_path: Path) -> None:
     path.unlink()
     run.keep_epochs(2)
     assert not path.exists()
+
+
+def test_a_run_resumes_where_a_state_is_and_else_begins_its_metrics_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = '{"stage": "calibrate"}\n'
+    (tmp_path / "metrics.jsonl").write_text(log)
+    (tmp_path / "state.safetensors").touch()
+    assert open_run(settings(tmp_path, resume=True)).resumes
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert open_run(settings(tmp_path)).resumes
+    assert open_run(settings(tmp_path, overwrite=True)).resumes
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+    (tmp_path / "state.safetensors").unlink()
+    assert not open_run(settings(tmp_path)).resumes
+    assert not (tmp_path / "metrics.jsonl").exists()
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    (tmp_path / "metrics.jsonl").write_text(log)
+    assert not open_run(settings(tmp_path, resume=True)).resumes
+    assert not (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "state.safetensors").touch()
+    assert not open_run(settings(tmp_path, overwrite=True)).resumes

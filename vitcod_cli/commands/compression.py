@@ -77,7 +77,7 @@ class Compression:
                 scope=self.scope,
                 runtime=self.runtime,
                 reporter=self.reporter,
-                on_block=lambda report: _log(run, report.figures()),
+                on_block=lambda report: _log(run, report.metrics()),
             )
 
     def _read_images(self) -> CalibrationImages:
