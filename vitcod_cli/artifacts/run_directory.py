@@ -25,7 +25,7 @@ class OutputSettings(Settings):
     """Where a run writes, and what it does when something is there already."""
 
     output_dir: str | None = setting(
-        None, "Folder for checkpoints, figures and state.", panel="Output", metavar="FOLDER", show_default=False
+        None, "Folder for checkpoints, metrics and state.", panel="Output", metavar="FOLDER", show_default=False
     )
     overwrite: bool = setting(False, "Start afresh in a folder that isn't empty.", panel="Output")
     resume: bool = setting(False, "Go on with the run in the output folder.", panel="Output")

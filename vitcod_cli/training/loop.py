@@ -81,7 +81,7 @@ class Loop:
         if self.position.epoch >= self.recipe.total_epochs > 0:
             self.reporter.info("All epochs are trained already.")
         while self.position.epoch < self.recipe.total_epochs:
-            if self.position.step == 0 and self._enough:
+            if self.position.step == 0 and self._max_steps_done:
                 return
             self._finish_epoch(self._train_epoch())
             if not self.position.trained:  # --max-steps ended it
@@ -89,7 +89,7 @@ class Loop:
             self.position = self.position.next_epoch()
 
     @property
-    def _enough(self) -> bool:
+    def _max_steps_done(self) -> bool:
         """Whether ``--max-steps`` are done."""
         return self.recipe.max_steps is not None and self.position.updates >= self.recipe.max_steps
 
@@ -124,16 +124,16 @@ class Loop:
         waiting = Waiting(self.train)
         batches = iter(waiting)
         for step in range(self.position.step, self.steps_per_epoch):
-            if self._enough:
+            if self._max_steps_done:
                 break
             indices: list[Tensor] = []
             outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
-            self._count(outcome, step, indices)
+            self._advance(outcome, step, indices)
             progress.advance(outcome.sums[3], loss=outcome.loss, lr=lr)
             # One process alone needs no agreement: it may stop a step earlier.
-            asked = outcome if distributed.is_distributed() else self.stop
-            if asked.interrupted or asked.terminated:
-                self._stop(interrupted=asked.interrupted)
+            request = outcome if distributed.is_distributed() else self.stop
+            if request.interrupted or request.terminated:
+                self._stop(interrupted=request.interrupted)
             self.state.save_if_due(self.position)
         return waiting.share
 
@@ -143,7 +143,12 @@ class Loop:
             indices.append(batch[2])
             yield batch
 
-    def _count(self, outcome: Outcome, step: int, indices: list[Tensor]) -> None:
+    def _advance(self, outcome: Outcome, step: int, indices: list[Tensor]) -> None:
+        """Move the position behind ``step``; one whose loss isn't finite is skipped, or ends the run.
+
+        Args:
+            indices: of this process's images in the step.
+        """
         before = self.position
         done = before.changed(step=step + 1, updates=before.updates + 1, trained=step + 1 == self.steps_per_epoch)
         if outcome.finite:
@@ -190,7 +195,7 @@ class Loop:
         total, task, recon, images = self.position.sums or [math.nan, math.nan, math.nan, 1.0]
         losses = {"train_loss": total, "train_task_loss": task, "train_recon_loss": recon}
         metrics = {"epoch": number, **{name: value / images for name, value in losses.items()}, **metrics}
-        if number == self.recipe.total_epochs or self._enough or number % self.recipe.eval_every == 0:
+        if number == self.recipe.total_epochs or self._max_steps_done or number % self.recipe.eval_every == 0:
             self._evaluate(metrics)
         else:
             self._save_checkpoint(self.run_directory.last, self.model, metrics)
