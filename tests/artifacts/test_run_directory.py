@@ -10,37 +10,42 @@ import yaml
 
 from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import SilentReporter
 
 
 def settings(path: Path, **values: bool) -> OutputSettings:
     return OutputSettings(output_dir=str(path), **values)
 
 
+def open_run(settings: OutputSettings) -> RunDirectory:
+    return RunDirectory.open(settings, SilentReporter())
+
+
 def test_a_new_or_empty_folder_is_made_and_entered(tmp_path: Path) -> None:
-    run = RunDirectory.open(settings(tmp_path / "a" / "b"))
+    run = open_run(settings(tmp_path / "a" / "b"))
     assert run.path.is_dir()
     assert {run.last.name, run.best.name, run.state.name} == {
         "last.safetensors",
         "best.safetensors",
         "state.safetensors",
     }
-    RunDirectory.open(settings(tmp_path / "a" / "b"))
+    open_run(settings(tmp_path / "a" / "b"))
 
 
 def test_a_filled_folder_needs_a_word(tmp_path: Path) -> None:
     (tmp_path / "state.safetensors").write_text("state")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(VitcodError, match="not empty") as error:
-        RunDirectory.open(settings(tmp_path))
+        open_run(settings(tmp_path))
     assert "--resume" in str(error.value)
     assert "--overwrite" in str(error.value)
-    RunDirectory.open(settings(tmp_path, resume=True))
+    open_run(settings(tmp_path, resume=True))
     assert (tmp_path / "state.safetensors").exists()
-    RunDirectory.open(settings(tmp_path, overwrite=True))
+    open_run(settings(tmp_path, overwrite=True))
     assert not (tmp_path / "state.safetensors").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with pytest.raises(VitcodError, match="exclude each other"):
-        RunDirectory.open(settings(tmp_path, overwrite=True, resume=True))
+        open_run(settings(tmp_path, overwrite=True, resume=True))
 
 
 def test_other_processes_do_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,20 +53,20 @@ def test_other_processes_do_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "config.yaml").touch()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert RunDirectory.open(settings(tmp_path)).path == tmp_path
+    assert open_run(settings(tmp_path)).path == tmp_path
 
 
 def test_places_that_are_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in ("file", "file/below"):
         with pytest.raises(VitcodError, match="is a file"):
-            RunDirectory.open(settings(tmp_path / place))
+            open_run(settings(tmp_path / place))
     with pytest.raises(VitcodError, match="--output-dir is needed"):
         OutputSettings.from_flat({})
 
 
 def test_config_and_figures(tmp_path: Path) -> None:
-    run = RunDirectory.open(settings(tmp_path))
+    run = open_run(settings(tmp_path))
     config = {"zebra": 1, "apple": {"lr": 1e-5, "name": None}, "list": ["a=b"]}
     run.write_config(config)
     back = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -73,3 +78,36 @@ def test_config_and_figures(tmp_path: Path) -> None:
     run.log(epoch=1, loss=1.25)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 1.25}]
+
+
+def test_metrics_of_epochs_that_are_trained_again_go(tmp_path: Path) -> None:
+    run, path = RunDirectory(tmp_path), tmp_path / "metrics.jsonl"
+    lines = ['{"stage": "calibrate"}', '{"epoch": 1, "loss": 1}', '{"epoch": 2}', '{"epoch": 3}', '{"epo']
+    path.write_text("\n".join(lines))
+    run.keep_epochs(2)
+    assert path.read_text().splitlines() == lines[:3]
+    path.unlink()
+    run.keep_epochs(2)
+    assert not path.exists()
+
+
+def test_a_run_resumes_where_a_state_is_and_else_begins_its_metrics_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = '{"stage": "calibrate"}\n'
+    (tmp_path / "metrics.jsonl").write_text(log)
+    (tmp_path / "state.safetensors").touch()
+    assert open_run(settings(tmp_path, resume=True)).resumes
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert open_run(settings(tmp_path)).resumes
+    assert open_run(settings(tmp_path, overwrite=True)).resumes
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+    (tmp_path / "state.safetensors").unlink()
+    assert not open_run(settings(tmp_path)).resumes
+    assert not (tmp_path / "metrics.jsonl").exists()
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    (tmp_path / "metrics.jsonl").write_text(log)
+    assert not open_run(settings(tmp_path, resume=True)).resumes
+    assert not (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "state.safetensors").touch()
+    assert not open_run(settings(tmp_path, overwrite=True)).resumes

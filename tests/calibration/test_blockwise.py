@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ RUNTIME = Runtime(RuntimeSettings(), CPU, torch.float32)
 PREPROCESS = Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.875)
 
 
-def pictures(count: int = 48) -> CalibrationImages:
+def calibration_images(count: int = 48) -> CalibrationImages:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     images = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear") * 255
@@ -52,13 +54,13 @@ def teacher_and_student(config: ModelConfig) -> tuple[VisionTransformer, VisionT
 def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[blockwise.BlockReport]:
     chosen = CalibrationSettings(**{"calibrate_steps": 30, "calibrate_batch_size": 8, **settings})  # type: ignore[arg-type]
     return calibrate(
-        student, teacher, pictures(), chosen, scope="block", runtime=RUNTIME, reporter=SilentReporter()
+        student, teacher, calibration_images(), chosen, scope="block", runtime=RUNTIME, reporter=SilentReporter()
     )
 
 
 @torch.no_grad()
 def distance(one: VisionTransformer, other: VisionTransformer) -> float:
-    images = pictures().tensor(slice(None))
+    images = calibration_images().tensor(slice(None))
     want = one.forward_features(images)
     return float((other.forward_features(images) - want).norm() / want.norm())
 
@@ -95,12 +97,38 @@ def test_a_block_that_diverges_keeps_its_best_state_and_is_named(tiny_config: Mo
     before = copy.deepcopy(student.state_dict())
     reporter = SilentReporter()
     settings = CalibrationSettings(calibrate_steps=40, calibrate_batch_size=8, calibrate_lr=1e30)
-    reports = calibrate(student, teacher, pictures(), settings, scope="block", runtime=RUNTIME, reporter=reporter)
+    reports = calibrate(
+        student, teacher, calibration_images(), settings, scope="block", runtime=RUNTIME, reporter=reporter
+    )
     assert all(report.after <= report.before for report in reports)
     assert all(value.isfinite().all() for value in student.state_dict().values())
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert reporter.warnings
     assert "Block 1: diverged" in reporter.warnings[0]
+
+
+def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(tiny_config: ModelConfig) -> None:
+    student = build_model(tiny_config)
+    teacher = build_model(tiny_config.changed(model="vit_tiny_patch16_224"))
+    assert teacher.pretrained_cfg["mean"] == teacher.pretrained_cfg["std"] == (0.5, 0.5, 0.5)
+    seen: dict[str, torch.Tensor] = {}
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.patch_embed.register_forward_pre_hook(
+            lambda _, arguments, name=name: seen.setdefault(name, arguments[0])
+        )
+    run(teacher, student, calibrate_steps=1)
+    mean, std = (torch.tensor(student.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    torch.testing.assert_close(seen["teacher"], (seen["student"] * std + mean - 0.5) / 0.5)
+
+
+def test_nothing_keeps_the_teacher(tiny_config: ModelConfig) -> None:
+    teacher, student = teacher_and_student(tiny_config)
+    reports = run(teacher, student, calibrate_steps=1)
+    alive = weakref.ref(teacher)
+    del teacher
+    gc.collect()
+    assert alive() is None
+    assert len(reports) == 2
 
 
 def test_attention_scope_leaves_the_rest_of_the_block_alone(tiny_config: ModelConfig) -> None:
@@ -149,13 +177,20 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert learning_rate_factor(0, 1) == 1.0
 
 
-def test_a_picture_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> None:
+def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> None:
     tokens = torch.zeros(3 * 16, 17, 24)
     block = build_model(tiny_config).blocks[0]
     loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1)
     fit = blockwise.BlockFit(
-        block, list(block.parameters()), loss, tokens, tokens, 3, CalibrationSettings(), RUNTIME
+        block=block,
+        parameters=list(block.parameters()),
+        loss=loss,
+        tokens=tokens,
+        target=tokens,
+        crops=3,
+        settings=CalibrationSettings(),
+        runtime=RUNTIME,
     )
     assert fit.held.tolist() == [1, 9]
-    assert {place % 16 for place in fit.fitted.tolist()}.isdisjoint({1, 9})
+    assert {index % 16 for index in fit.fitted.tolist()}.isdisjoint({1, 9})
     assert len(fit.fitted) == 3 * 14

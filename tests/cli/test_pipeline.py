@@ -14,6 +14,9 @@ from command_line import Cli, Outcome
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.errors import VitcodError
+
 RUN_FILES = ["best.safetensors", "config.yaml", "last.safetensors", "metrics.jsonl", "state.safetensors"]
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
 KWARGS = ("--model-kwargs", "patch_size=8", "embed_dim=24", "depth=2", "num_heads=3")
@@ -133,6 +136,37 @@ def test_no_epochs_stop_after_calibration(pipeline: Pipeline) -> None:
     stages = [json.loads(line).get("stage") for line in Path("lowrank/metrics.jsonl").read_text().splitlines()]
     assert stages.count("calibrate") == 2, "one line a block"
     pipeline.ok("finetune-dense", *MODEL, *KWARGS, *pipeline.data, "--epochs", 0, "--output-dir", "untrained")
+
+
+@pytest.mark.parametrize(
+    "stop", [{"stage": "calibrate", "block": 1}, {"epoch": 1}], ids=["calibration", "training"]
+)
+def test_a_stopped_run_logs_its_calibration_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, stop: dict[str, object]
+) -> None:
+    """Whether a state was saved, or the calibration is done again."""
+
+    def log(run: RunDirectory, **metrics: object) -> None:
+        if stop.items() <= metrics.items():
+            raise VitcodError("stopped")
+        write(run, **metrics)
+
+    def lines() -> list[tuple[object, ...]]:
+        text = Path("lowrank/metrics.jsonl").read_text()
+        return [tuple(map(json.loads(line).get, ("stage", "block", "epoch"))) for line in text.splitlines()]
+
+    pipeline.dense()
+    pipeline.lowrank()
+    whole, write = lines(), RunDirectory.log
+    assert {("calibrate", 0, None), ("calibrate", 1, None), (None, None, 1)} < set(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "log", log)
+        with pytest.raises(AssertionError, match="stopped"):
+            pipeline.lowrank("--overwrite")
+    assert lines() != whole
+    assert Path("lowrank/state.safetensors").exists() == ("epoch" in stop)
+    pipeline.lowrank("--resume")
+    assert lines() == whole
 
 
 def test_overwrite_and_resume(pipeline: Pipeline) -> None:

@@ -15,10 +15,10 @@ from tiny import NO_CHANCE, Colours, tiny_config, train
 from torch import Tensor, nn
 
 from vitcod_cli.errors import Interrupted, VitcodError
-from vitcod_cli.model.build import build_model
+from vitcod_cli.model.build import build_model, plain_model
 from vitcod_cli.model.layers import attentions, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
-from vitcod_cli.training.state import StateFile
+from vitcod_cli.training.run_state import Position, RunState, StateFile
 
 # Learnt to 100 % in an epoch or two.
 EASY: dict[str, Any] = {"epochs": 3, "lr": 2.0, "drop_path": 0.0, "augmentation": NO_CHANCE, "train_images": 80}
@@ -121,7 +121,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, after_steps
 
 def test_stopped_during_evaluation_loses_no_training(tmp_path: Path) -> None:
     train(tmp_path / "whole", epochs=2)
-    reporter = Saboteur(signal.SIGINT, at="eval of the averaged")
+    reporter = Saboteur(signal.SIGINT, at="eval of the EMA")
     with pytest.raises(Interrupted) as stopped:
         train(tmp_path / "cut", epochs=2, reporter=reporter)
     assert stopped.value.code == 130
@@ -231,13 +231,31 @@ def test_no_epochs_only_evaluate_and_save(tmp_path: Path) -> None:
         assert all(torch.equal(saved[key], value) for key, value in before.items())
 
 
+def test_an_evaluation_without_epochs_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the run is killed between that line and the state that says so."""
+
+    def save(state: RunState, position: Position) -> None:
+        if position.last is not None:
+            raise VitcodError("killed")
+        write(state, position)
+
+    write = RunState.save
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "save", save)
+        with pytest.raises(VitcodError, match="killed"):
+            train(tmp_path / "run", epochs=0)
+    for _ in range(2):
+        train(tmp_path / "run", epochs=0, resume=True)
+        assert [line["epoch"] for line in metrics(tmp_path / "run")] == [0]
+
+
 def test_averaged_weights_are_saved_when_they_are_better(tmp_path: Path, skilled: nn.Module) -> None:
     """A learning rate that wrecks the weights; their average, hardly moved, stays good."""
     reporter = Telling()
     result, _ = train(tmp_path / "run", epochs=1, lr=50.0, model=deepcopy(skilled), reporter=reporter)
     assert result.best_is_ema
     assert result.best.acc1 > result.last.acc1
-    assert any("the averaged weights are the best so far" in line for line in reporter.infos)
+    assert any("the EMA weights are the best so far" in line for line in reporter.infos)
     state, best = weights(tmp_path / "run"), weights(tmp_path / "run", "best")
     assert all(torch.equal(best[name], state[f"ema/{name}"]) for name in best)
 
@@ -335,6 +353,40 @@ def test_distillation_alone_needs_no_labels(
     data = Mislabelled(80, seed=1)
     result, _ = train(tmp_path / "run", train_data=data, teacher=deepcopy(skilled), **EASY, **recipe)
     assert (result.best.acc1 > 90) == learns
+
+
+def inputs_of(teacher: nn.Module) -> list[Tensor]:
+    """What ``teacher`` gets to see from now on."""
+    seen: list[Tensor] = []
+    teacher.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    return seen
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["timm model", "checkpoint"])
+def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(
+    tmp_path: Path, published: bool
+) -> None:
+    """AugReg's ViTs take (pixel - 0.5) / 0.5, and the student ImageNet's mean and standard deviation."""
+    config = tiny_config(model="vit_tiny_patch16_224")
+    build = plain_model if published else build_model
+    teacher = build(config)
+    assert teacher.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    seen = inputs_of(teacher)
+    train(tmp_path / "run", teacher=teacher, distill_from="x", epochs=1, augmentation=NO_CHANCE, model_ema=False)
+    pixels = (torch.cat(seen) * 0.5 + 0.5) * 255
+    torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-3)
+    data = Colours(40, seed=1)
+    expected = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in data.images]).float()
+    distances = (pixels[:, None] - expected).abs().amax(dim=(2, 3, 4))
+    assert distances.min(dim=1).values.max() < 0.1
+
+
+def test_a_teacher_of_the_same_normalisation_sees_the_very_images_of_the_student(tmp_path: Path) -> None:
+    student, teacher = (build_model(tiny_config()) for _ in range(2))
+    seen, expected = inputs_of(teacher), inputs_of(student)
+    train(tmp_path / "run", model=student, teacher=teacher, distill_from="x", epochs=1, model_ema=False)
+    assert len(seen) == 5
+    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=False))
 
 
 def test_a_distilled_model_trains_both_heads(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def logits() -> Tensor:
 
 
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 0])
-TAUGHT = torch.randn(BATCH, CLASSES, generator=torch.Generator().manual_seed(1))
+TEACHER_LOGITS = torch.randn(BATCH, CLASSES, generator=torch.Generator().manual_seed(1))
 
 
 def probabilities(logits: Tensor, tau: float = 1.0) -> Tensor:
@@ -37,7 +37,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> float:
 
 def divergence(logits: Tensor, tau: float) -> float:
     """tau^2 KL(teacher || student), summed over the batch."""
-    p, q = probabilities(TAUGHT, tau), probabilities(logits, tau)
+    p, q = probabilities(TEACHER_LOGITS, tau), probabilities(logits, tau)
     return tau**2 * (p * (p / q).log()).sum().item()
 
 
@@ -51,8 +51,8 @@ def loss(
     outputs: Any, targets: Tensor = TARGETS, augmentation: AugmentationSettings = PLAIN, **recipe: Any
 ) -> Found:
     criterion = Criterion(Recipe(**recipe), augmentation, teacher=nn.Identity())
-    taught = TAUGHT if criterion.teacher is not None else None
-    losses = criterion(outputs, targets, torch.tensor(7.0), taught)
+    teacher_logits = TEACHER_LOGITS if criterion.teacher is not None else None
+    losses = criterion(outputs, targets, torch.tensor(7.0), teacher_logits)
     return Found(losses.total.item(), losses.task.item(), losses.total.dtype)
 
 
@@ -105,7 +105,7 @@ def test_soft_distillation_is_deits(logits: Tensor, tau: float) -> None:
 
 def test_hard_distillation_is_deits(logits: Tensor) -> None:
     found = loss(logits, distill="hard", teacher="x", distill_alpha=0.3)
-    chosen = torch.eye(CLASSES)[TAUGHT.argmax(dim=1)]
+    chosen = torch.eye(CLASSES)[TEACHER_LOGITS.argmax(dim=1)]
     assert found.task == pytest.approx(
         0.7 * cross_entropy(logits, one_hot()) + 0.3 * cross_entropy(logits, chosen)
     )
@@ -113,7 +113,7 @@ def test_hard_distillation_is_deits(logits: Tensor) -> None:
 
 def test_two_heads_learn_from_labels_and_teacher(logits: Tensor) -> None:
     found = loss((logits, 2 * logits), distill="hard", teacher="x")
-    chosen = torch.eye(CLASSES)[TAUGHT.argmax(dim=1)]
+    chosen = torch.eye(CLASSES)[TEACHER_LOGITS.argmax(dim=1)]
     expected = (cross_entropy(logits, one_hot()) + cross_entropy(2 * logits, chosen)) / 2
     assert found.task == pytest.approx(expected)
 
@@ -128,7 +128,7 @@ def test_distillation_alone_ignores_the_labels(logits: Tensor, recipe: dict[str,
 
 
 def test_a_perfect_student_has_no_divergence() -> None:
-    assert abs(loss(TAUGHT, distill_from="x").task) < 1e-6
+    assert abs(loss(TEACHER_LOGITS, distill_from="x").task) < 1e-6
 
 
 def test_half_precision_outputs_lose_no_more_digits(logits: Tensor) -> None:
@@ -142,4 +142,4 @@ def test_an_unused_teacher_is_not_asked() -> None:
         raise AssertionError
 
     criterion = Criterion(Recipe(), PLAIN, teacher=never)  # type: ignore[arg-type]
-    assert criterion.teach(torch.zeros(1)) is None
+    assert criterion.teacher_logits(torch.zeros(1)) is None

@@ -16,7 +16,7 @@ from runs import assert_same, figures, metrics
 from tiny import NO_CHANCE
 from zygote import ROOT, Process, Zygote
 
-from vitcod_cli.training.state import StateFile
+from vitcod_cli.training.run_state import StateFile
 
 LONG = {"epochs": 500}
 """Longer than any test; a run that is to be stopped."""
@@ -104,11 +104,11 @@ def test_a_full_disk_leaves_the_last_state(zygote: Zygote, tmp_path: Path) -> No
 def test_reading_workers_change_nothing(zygote: Zygote, tmp_path: Path) -> None:
     """Nor does stopping a run that has them, with the signal sent to all processes, as clusters do."""
     zygote.run(tmp_path / "without", epochs=2)
-    process = zygote.start(tmp_path / "with", epochs=2, data={"workers": 2}, save_every=0)
+    process = zygote.start(tmp_path / "with", epochs=2, workers=2, save_every=0)
     process.wait_for("Epoch 1")
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait() == 143, process.log.read_text()
-    zygote.run(tmp_path / "with", epochs=2, data={"workers": 1}, resume=True)
+    zygote.run(tmp_path / "with", epochs=2, workers=1, resume=True)
     assert_same(tmp_path / "without", tmp_path / "with")
 
 

@@ -12,7 +12,14 @@ from tiny import tiny_config
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
 from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, Recipe, SparseRecipe
-from vitcod_cli.training.schedule import EpochSchedule, epoch_lrs, make_optimizer
+from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
+
+
+def epoch_lrs(recipe: Recipe, processes: int = 1) -> list[float]:
+    """The learning rate of every epoch that is trained, for a run of ``processes`` processes."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.scaled_lr(processes))
+    schedule = EpochSchedule(optimizer, recipe)
+    return [schedule.set_epoch(epoch) for epoch in range(recipe.total_epochs)]
 
 
 def deit_lr(epoch: int, *, peak: float, min_lr: float, epochs: int, warmup: int = 5, start: float = 1e-6) -> float:

@@ -14,11 +14,10 @@ from tiny import tiny_config
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
 from vitcod_cli.training.evaluate import Evaluation
-from vitcod_cli.training.keeper import StateKeeper
 from vitcod_cli.training.recipe import DenseRecipe, Recipe
-from vitcod_cli.training.resume import differences, hyper_parameters, keep_epochs
+from vitcod_cli.training.run_state import Best, Position, RunState, StateFile, differences, hyper_parameters
 from vitcod_cli.training.schedule import make_optimizer
-from vitcod_cli.training.state import Best, Position, StateFile, Trained
+from vitcod_cli.training.trained import Trained
 
 
 def trained(steps: int = 0, seed: int = 0, config: dict[str, Any] | None = None, **recipe: Any) -> Trained:
@@ -133,13 +132,13 @@ def test_averaging_can_be_switched_on_and_off(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_never_replace_a_state(tmp_path: Path) -> None:
     file, state = StateFile(tmp_path / "state.safetensors"), trained()
-    keeper = StateKeeper(file, state, {"hyper_parameters": {}, "order": {}}, minutes=1)
-    keeper.save(Position(epoch=1, step=3))
+    run_state = RunState(file, state, hyper_parameters={}, order={}, minutes=1)
+    run_state.save(Position(epoch=1, step=3))
     before = file.path.read_bytes()
     with torch.no_grad():
         state.model.head.weight[0, 0] = float("nan")
     with pytest.raises(VitcodError, match=r"not finite after step 4 of epoch 2.*from step 3 of epoch 2"):
-        keeper.save(Position(epoch=1, step=4))
+        run_state.save(Position(epoch=1, step=4))
     assert file.path.read_bytes() == before
 
 
@@ -156,13 +155,3 @@ def test_differences_are_named_by_flag() -> None:
     assert differences(then, now) == ["--lr 1.0 (was 0.0001)", "--model-ema False (was True)"]
     assert differences(then, then) == []
     assert len(differences(then, hyper_parameters(DenseRecipe()))) == 3
-
-
-def test_figures_of_epochs_that_are_trained_again_go(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = ['{"stage": "calibrate"}', '{"epoch": 1, "loss": 1}', '{"epoch": 2}', '{"epoch": 3}', '{"epo']
-    path.write_text("\n".join(lines))
-    keep_epochs(path, 2)
-    assert path.read_text().splitlines() == lines[:3]
-    keep_epochs(tmp_path / "none.jsonl", 2)
-    assert not (tmp_path / "none.jsonl").exists()

@@ -97,7 +97,7 @@ def train(
     val_images: int = 21,
     augmentation: dict[str, Any] | None = None,
     runtime: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
+    workers: int = 0,
     config: dict[str, Any] | None = None,
     train_data: ImageData | None = None,
     recipe_teacher: str | None = None,
@@ -105,11 +105,12 @@ def train(
     **recipe: Any,
 ) -> tuple[FitResult, nn.Module]:
     """Train the tiny model on coloured squares in ``folder``; other arguments are the recipe's."""
+    reporter = reporter or SilentReporter()
     settings = Recipe(**{**RECIPE, **recipe}, teacher=recipe_teacher)
     options = FineTuneOptions(
         recipe=settings,
         augmentation=AugmentationSettings(**(augmentation or {})),
-        data=DataSettings(**{"workers": 0, **(data or {})}),
+        data=DataSettings(workers=workers),
         runtime=RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})}),
         output=OutputSettings(output_dir=str(folder), resume=resume),
     )
@@ -124,15 +125,14 @@ def train(
         )
         if mishap is not None:
             model.head_drop = Mishap(**mishap)
-        folder.mkdir(parents=True, exist_ok=True)
         result = fit(
             model,
             images,
             options,
-            run=RunDirectory(folder, resume or distributed.restarted()),
+            run=RunDirectory.open(options.output, reporter),
             provenance={},
             runtime=running,
-            reporter=reporter or SilentReporter(),
+            reporter=reporter,
             teacher=teacher,
         )
     return result, model

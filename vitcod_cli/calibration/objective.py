@@ -1,4 +1,4 @@
-"""What a block is fitted to: the output of the dense model's block, the class token counting extra."""
+"""The error of a block's output against that of the dense model's block, the class token counting extra."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class OutputLoss:
     """Weighted squared error of a block's output, 1 being no better than the mean over images.
 
     Attributes:
-        weights: [N]; share of each token, divided by the variance of the target at its kind.
+        weights: float32 [N]; the share of each token in the error, divided by the variance over images
+            of the target at tokens of its kind (prefix or patch).
     """
 
     weights: Tensor

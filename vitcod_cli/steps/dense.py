@@ -32,7 +32,7 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
         )
         val = open_dataset(options.data, "val", num_classes=model.num_classes, reporter=reporter)
         teacher = load_teacher(options.recipe, model, reporter)
-        run, provenance = open_run("finetune-dense", model, options, {"init_from": options.init_from})
+        run, provenance = open_run("finetune-dense", model, options, {"init_from": options.init_from}, reporter)
         return fit(
             model,
             Images(train, val, preprocess_of(model, options.data)),

@@ -44,7 +44,7 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
         if dense is not None:
             add_auto_encoders(model, options.lowrank)
         teacher = load_teacher(options.recipe, model, reporter)
-        run, provenance = open_run("finetune-lowrank", model, options, {"init_from": options.init_from})
+        run, provenance = open_run("finetune-lowrank", model, options, {"init_from": options.init_from}, reporter)
         if dense is not None and not run.resumes:
             _fit_auto_encoders(model, dense, images, options=options, runtime=runtime, reporter=reporter, run=run)
         del dense  # training has no use for a second model

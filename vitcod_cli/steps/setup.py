@@ -104,14 +104,18 @@ def _pretrained(name: str, flag: str) -> nn.Module | None:
 
 
 def open_run(
-    command: str, model: VisionTransformer, options: FineTuneOptions, sources: dict[str, str | None]
+    command: str,
+    model: VisionTransformer,
+    options: FineTuneOptions,
+    sources: dict[str, str | None],
+    reporter: Reporter,
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """Open the run's folder and write ``config.yaml``; also returns how the run's checkpoints are made.
 
     Args:
         sources: the files that the run starts from, by option; their checksums are recorded.
     """
-    run = RunDirectory.open(options.output)
+    run = RunDirectory.open(options.output, reporter)
     files = {name: path for name, path in sources.items() if path is not None and Path(path).is_file()}
     provenance = {
         "command": command,

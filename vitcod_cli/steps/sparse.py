@@ -42,7 +42,7 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
         if options.calibration.enabled and options.recipe.distill_from is not None:
             reference = checked_teacher(model, teacher, "--distill-from")
         sources = {"init_from": options.init_from, "mask": options.mask}
-        run, provenance = open_run("finetune-sparse", model, options, sources)
+        run, provenance = open_run("finetune-sparse", model, options, sources, reporter)
         if options.calibration.enabled and not run.resumes:
             # Held by the call alone: training has no use for a second model.
             _calibrate(

@@ -17,7 +17,7 @@ from vitcod_cli.runtime import Runtime
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """Accuracy and loss of a model on a data set.
 
     Attributes:
         acc1, acc5: percent of images whose label is the first, among the first five (or all, with

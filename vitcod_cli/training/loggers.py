@@ -1,4 +1,4 @@
-"""``--log-to``: a run's figures in TensorBoard or Weights & Biases, through their own libraries."""
+"""``--log-to``: a run's metrics in TensorBoard or Weights & Biases, through their own libraries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vitcod_cli.errors import VitcodError
 
 
 class Logger(Protocol):
-    """Takes the figures of each epoch."""
+    """Takes the metrics of each epoch."""
 
-    def log(self, figures: Mapping[str, float | int | None], epoch: int) -> None:
-        """Log ``figures`` of ``epoch`` (from 1)."""
+    def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
+        """Log ``metrics`` of ``epoch`` (from 1)."""
 
     def close(self) -> None:
         """Send what is not sent yet."""
@@ -47,9 +47,9 @@ class TensorBoard:
             raise _missing("tensorboard") from error
         self._writer = SummaryWriter(str(path / "tensorboard"))
 
-    def log(self, figures: Mapping[str, float | int | None], epoch: int) -> None:
+    def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
         """One scalar for each figure."""
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if value is not None:
                 self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
@@ -79,9 +79,9 @@ class WandB:
             config=dict(config),
         )
 
-    def log(self, figures: Mapping[str, float | int | None], epoch: int) -> None:
+    def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
         """One step for each epoch."""
-        self._run.log(dict(figures), step=epoch)
+        self._run.log(dict(metrics), step=epoch)
 
     def close(self) -> None:
         """Finish the run."""

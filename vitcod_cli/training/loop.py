@@ -1,4 +1,4 @@
-"""Epoch after epoch: steps, evaluation, checkpoints, figures, and what to do when something happens."""
+"""Epoch after epoch: steps, evaluation, checkpoints, metrics, and what to do when something happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from vitcod_cli import distributed
-from vitcod_cli.artifacts.run_directory import METRICS, RunDirectory
+from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
@@ -22,19 +22,25 @@ from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.evaluate import Evaluation, evaluate
-from vitcod_cli.training.keeper import StateKeeper
 from vitcod_cli.training.loggers import Logger, open_loggers
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.resume import keep_epochs
+from vitcod_cli.training.run_state import Best, Position, RunState
 from vitcod_cli.training.schedule import EpochSchedule
 from vitcod_cli.training.signals import StopRequest, exit_code
-from vitcod_cli.training.state import Best, Position
 from vitcod_cli.training.step import Batch, Outcome, Stepper
 
+_EVALUATED = ("acc1", "acc5", "loss")
+"""Names of an evaluation's metrics; those of the EMA weights begin with ``ema_``."""
 
-@dataclass
+
+@dataclass(kw_only=True)
 class Loop:
-    """The run of a training from any :class:`Position` to its end."""
+    """The run of a training from any :class:`Position` to its end.
+
+    Attributes:
+        provenance: how the checkpoints of this run were made; goes into each of them.
+        describe: the name of a training image, by its index.
+    """
 
     recipe: Recipe
     runtime: Runtime
@@ -47,63 +53,61 @@ class Loop:
     describe: Callable[[int], str]
     stepper: Stepper
     schedule: EpochSchedule
-    keeper: StateKeeper
+    state: RunState
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = len(self.train) // self.recipe.accumulate_steps
-        self.trained = self.stepper.trained
+        self.model, self.ema = self.stepper.trained.model, self.stepper.trained.ema
         self.position = Position()
         self._loggers: list[Logger] = []
 
     def run(self, position: Position) -> Position:
         """Train to the end, and return how far that was."""
         self.position = position
-        folder, main = self.run_directory.path, distributed.is_main()
-        hyper = self.keeper.words["hyper_parameters"]
-        with open_loggers(self.recipe.loggers if main else [], folder, hyper) as self._loggers:
-            if main:
-                self.keeper.file.remove_leftovers()
-                keep_epochs(folder / METRICS, position.epoch)
+        names = self.recipe.loggers if distributed.is_main() else []
+        with open_loggers(names, self.run_directory.path, self.state.hyper_parameters) as self._loggers:
+            if distributed.is_main():
+                evaluated = position.epoch > 0 or position.last is not None  # --epochs 0 logs an epoch 0
+                self.run_directory.keep_epochs(position.epoch if evaluated else -1)
             if position == Position():
-                self.keeper.save(position)
+                self.state.save(position)
             self._epochs()
             if self.position.last is None:  # --epochs 0
                 self._evaluate({"epoch": 0})
-            self.keeper.save(self.position)
+            self.state.save(self.position)
         return self.position
 
     def _epochs(self) -> None:
         if self.position.epoch >= self.recipe.total_epochs > 0:
             self.reporter.info("All epochs are trained already.")
         while self.position.epoch < self.recipe.total_epochs:
-            if self.position.step == 0 and self._enough:
+            if self.position.step == 0 and self._max_steps_done:
                 return
-            figures = self._train_epoch()
-            self._finish_epoch(figures)
+            self._finish_epoch(self._train_epoch())
             if not self.position.trained:  # --max-steps ended it
                 return
             self.position = self.position.next_epoch()
 
     @property
-    def _enough(self) -> bool:
+    def _max_steps_done(self) -> bool:
         """Whether ``--max-steps`` are done."""
         return self.recipe.max_steps is not None and self.position.updates >= self.recipe.max_steps
 
     # -- training -----------------------------------------------------------------------------
 
     def _train_epoch(self) -> dict[str, Any]:
-        """The steps of the epoch that are left; returns figures of their speed."""
+        """The steps of the epoch that are left; returns its learning rate and speed."""
         epoch, before = self.position.epoch, self.position.step
         batch = self.recipe.global_batch(distributed.world_size())
         images = (self.steps_per_epoch - before) * batch
         lr = self.schedule.set_epoch(epoch)
         name = f"epoch {epoch + 1}/{self.recipe.total_epochs}"
         start = time.monotonic()
-        self.trained.model.train()
+        self.model.train()
         waited = 0.0
         if not self.position.trained and images:
             with (
-                recording_reconstruction(self.trained.model, self.recipe.recon_weight > 0),
+                recording_reconstruction(self.model, self.recipe.recon_weight > 0),
                 self.reporter.progress(name, total=images, unit="images") as progress,
             ):
                 waited = self._steps(progress, lr)
@@ -111,7 +115,7 @@ class Loop:
         seconds = time.monotonic() - start
         speed = (self.position.step - before) * batch / seconds
         # Before the evaluation: from here on, an interruption costs no training.
-        self.keeper.save(self.position)
+        self.state.save(self.position)
         return {"lr": lr, "seconds": seconds, "images_per_second": speed, "loader_share": waited}
 
     def _steps(self, progress: Progress, lr: float) -> float:
@@ -120,17 +124,17 @@ class Loop:
         waiting = Waiting(self.train)
         batches = iter(waiting)
         for step in range(self.position.step, self.steps_per_epoch):
-            if self._enough:
+            if self._max_steps_done:
                 break
             indices: list[Tensor] = []
             outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
-            self._count(outcome, step, indices)
+            self._advance(outcome, step, indices)
             progress.advance(outcome.sums[3], loss=outcome.loss, lr=lr)
             # One process alone needs no agreement: it may stop a step earlier.
-            asked = outcome if distributed.is_distributed() else self.stop
-            if asked.interrupted or asked.terminated:
-                self._stop(interrupted=asked.interrupted)
-            self.keeper.save_if_due(self.position)
+            request = outcome if distributed.is_distributed() else self.stop
+            if request.interrupted or request.terminated:
+                self._stop(interrupted=request.interrupted)
+            self.state.save_if_due(self.position)
         return waiting.share
 
     def _next(self, batches: Iterator[Batch], indices: list[Tensor]) -> Iterator[Batch]:
@@ -139,7 +143,12 @@ class Loop:
             indices.append(batch[2])
             yield batch
 
-    def _count(self, outcome: Outcome, step: int, indices: list[Tensor]) -> None:
+    def _advance(self, outcome: Outcome, step: int, indices: list[Tensor]) -> None:
+        """Move the position behind ``step``; one whose loss isn't finite is skipped, or ends the run.
+
+        Args:
+            indices: of this process's images in the step.
+        """
         before = self.position
         done = before.changed(step=step + 1, updates=before.updates + 1, trained=step + 1 == self.steps_per_epoch)
         if outcome.finite:
@@ -157,101 +166,99 @@ class Loop:
 
     def _give_up(self, where: str) -> NoReturn:
         """End the run in front of a step whose loss isn't finite; the weights are those before it."""
-        if distributed.is_main() and self.trained.is_finite():
-            self.keeper.save(self.position)
+        if distributed.is_main() and self.stepper.trained.is_finite():
+            self.state.save(self.position)
         distributed.barrier()
         raise VitcodError(
-            f"{where}. {self.keeper.last_good()} Go on from it with --resume and a lower --lr, --clip-grad, "
+            f"{where}. {self.state.last_good()} Go on from it with --resume and a lower --lr, --clip-grad, "
             "another --precision, or --skip-nonfinite N."
         )
 
     def _stop(self, *, interrupted: bool) -> NoReturn:
         """Save and end the run, on all processes alike."""
-        self.keeper.save(self.position)
+        self.state.save(self.position)
         distributed.barrier()
-        self._say_how_to_go_on("Ctrl-C" if interrupted else "SIGTERM")
+        self._warn_stopped(interrupted=interrupted)
         raise Interrupted(exit_code(terminated=not interrupted))
 
-    def _say_how_to_go_on(self, by: str) -> None:
+    def _warn_stopped(self, *, interrupted: bool) -> None:
         self.reporter.warn(
-            f"Stopped by {by} after step {self.position.step} of epoch {self.position.epoch + 1}; the state is "
-            f"saved in {self.keeper.file.path}. To go on, start the same command with --resume (and without "
-            "--overwrite)."
+            f"Stopped by {'Ctrl-C' if interrupted else 'SIGTERM'} after step {self.position.step} of epoch "
+            f"{self.position.epoch + 1}; the state is saved in {self.state.file.path}. To go on, start the same "
+            "command with --resume (and without --overwrite)."
         )
 
     # -- after the steps ----------------------------------------------------------------------
 
-    def _finish_epoch(self, figures: dict[str, Any]) -> None:
+    def _finish_epoch(self, metrics: dict[str, Any]) -> None:
         number = self.position.epoch + 1
         total, task, recon, images = self.position.sums or [math.nan, math.nan, math.nan, 1.0]
         losses = {"train_loss": total, "train_task_loss": task, "train_recon_loss": recon}
-        figures = {"epoch": number, **{name: value / images for name, value in losses.items()}, **figures}
-        last = number == self.recipe.total_epochs or self._enough
-        if last or number % self.recipe.eval_every == 0:
-            self._evaluate(figures)
-            return
-        self._write(figures, self.trained.model, self.run_directory.last)
-        self._log(figures)
+        metrics = {"epoch": number, **{name: value / images for name, value in losses.items()}, **metrics}
+        if number == self.recipe.total_epochs or self._max_steps_done or number % self.recipe.eval_every == 0:
+            self._evaluate(metrics)
+        else:
+            self._save_checkpoint(self.run_directory.last, self.model, metrics)
+            self._log(metrics)
 
-    def _evaluate(self, figures: dict[str, Any]) -> None:
-        """Evaluate raw and averaged weights, write the checkpoints, log ``figures`` and what was found."""
-        candidates = [(self.trained.model, False)]
-        if self.trained.ema is not None and self.position.updates:  # else the two are the same
-            candidates.append((self.trained.ema.module, True))
+    def _evaluate(self, metrics: dict[str, Any]) -> None:
+        """Evaluate raw and EMA weights, write the checkpoints, log ``metrics`` with the evaluations."""
+        candidates = [(self.model, False)]
+        if self.ema is not None and self.position.updates:  # else the two are the same
+            candidates.append((self.ema.module, True))
         improved = None
         for module, ema in candidates:
-            found = self._evaluated(module, "eval of the averaged weights" if ema else "eval")
+            evaluation = self._evaluation_of(module, "eval of the EMA weights" if ema else "eval")
             prefix = "ema_" if ema else ""
-            figures |= {f"{prefix}{name}": getattr(found, name) for name in ("acc1", "acc5", "loss")}
+            metrics |= {f"{prefix}{name}": getattr(evaluation, name) for name in _EVALUATED}
             if not ema:
-                self.position = self.position.changed(last=found)
+                self.position = self.position.changed(last=evaluation)
             best = self.position.best
-            if best is None or _is_better(found, best.evaluation):
+            if best is None or _is_better(evaluation, best.evaluation):
                 improved = module
-                self.position = self.position.changed(best=Best(found, figures["epoch"], ema))
-        self._write(figures, self.trained.model, self.run_directory.last)
+                self.position = self.position.changed(best=Best(evaluation, metrics["epoch"], ema))
+        self._save_checkpoint(self.run_directory.last, self.model, metrics)
         if improved is not None:
-            self._write(figures, improved, self.run_directory.best)
-        self._log(figures)
-        self._tell(figures, improved is not None)
+            self._save_checkpoint(self.run_directory.best, improved, metrics)
+        self._log(metrics)
+        self._report(metrics, improved is not None)
 
-    def _evaluated(self, module: nn.Module, description: str) -> Evaluation:
+    def _evaluation_of(self, module: nn.Module, description: str) -> Evaluation:
         try:
             with self.stop.at_once():
                 return evaluate(module, self.val, self.runtime, self.reporter, description)
         except Interrupted:
-            self._say_how_to_go_on("Ctrl-C" if self.stop.interrupted else "SIGTERM")
+            self._warn_stopped(interrupted=self.stop.interrupted)
             raise
 
-    def _write(self, figures: dict[str, Any], module: nn.Module, path: Path) -> None:
+    def _save_checkpoint(self, path: Path, module: nn.Module, metrics: dict[str, Any]) -> None:
         if distributed.is_main():
-            ema = module is not self.trained.model
+            ema = module is not self.model
             prefix = "ema_" if ema else ""
-            found = {name: figures[prefix + name] for name in ("acc1", "acc5", "loss") if prefix + name in figures}
-            info = {"epoch": figures["epoch"], "ema": ema, **found}
-            save_model(path, module, {**self.provenance, **info})
+            evaluation = {name: metrics[prefix + name] for name in _EVALUATED if prefix + name in metrics}
+            save_model(path, module, {**self.provenance, "epoch": metrics["epoch"], "ema": ema, **evaluation})
 
-    def _log(self, figures: dict[str, Any]) -> None:
-        figures["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
-        figures = {name: _finite(value) for name, value in figures.items()}
-        self.run_directory.log(**figures)
+    def _log(self, metrics: dict[str, Any]) -> None:
+        metrics["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
+        metrics = {name: _finite(value) for name, value in metrics.items()}
+        self.run_directory.log(**metrics)
         for logger in self._loggers:
-            logger.log(figures, figures["epoch"])
+            logger.log(metrics, metrics["epoch"])
 
-    def _tell(self, figures: dict[str, Any], improved: bool) -> None:
+    def _report(self, metrics: dict[str, Any], improved: bool) -> None:
         assert self.position.last is not None
-        words = [f"Epoch {figures['epoch']}: {self.position.last.line()}"]
-        if "train_loss" in figures:
-            words.append(f"train loss {figures['train_loss']:.3f}")
-        if "ema_acc1" in figures:
-            words.append(f"averaged weights Acc@1 {figures['ema_acc1']:.3f}")
+        parts = [f"Epoch {metrics['epoch']}: {self.position.last.line()}"]
+        if "train_loss" in metrics:
+            parts.append(f"train loss {metrics['train_loss']:.3f}")
+        if "ema_acc1" in metrics:
+            parts.append(f"EMA weights Acc@1 {metrics['ema_acc1']:.3f}")
         if improved and self.position.best is not None:
-            words.append(f"the {'averaged' if self.position.best.ema else 'raw'} weights are the best so far")
-        self.reporter.info(", ".join(words))
+            parts.append(f"the {'EMA' if self.position.best.ema else 'raw'} weights are the best so far")
+        self.reporter.info(", ".join(parts))
 
 
-def _is_better(found: Evaluation, best: Evaluation) -> bool:
-    return (found.acc1, -found.loss) > (best.acc1, -best.loss)
+def _is_better(evaluation: Evaluation, best: Evaluation) -> bool:
+    return (evaluation.acc1, -evaluation.loss) > (best.acc1, -best.loss)
 
 
 def _finite(value: Any) -> Any:

@@ -60,48 +60,50 @@ class Criterion:
         else:
             self.task = nn.CrossEntropyLoss()
 
-    def teach(self, images: Tensor) -> Tensor | None:
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
         """The teacher's logits [B, classes] for a batch (mixed, as the student sees it), or None."""
         if self.teacher is None:
             return None
         with torch.no_grad():
-            taught: Tensor = self.teacher(images)
-        return taught
+            logits: Tensor = self.teacher(images)
+        return logits
 
-    def __call__(self, outputs: Outputs, targets: Tensor, recon: Tensor, taught: Tensor | None) -> Losses:
+    def __call__(self, outputs: Outputs, targets: Tensor, recon: Tensor, teacher_logits: Tensor | None) -> Losses:
         """The losses of a batch.
 
         Args:
             outputs: the model's logits, of two heads for a distilled model.
             targets: int64 [B], or [B, classes] after mixup.
             recon: the summed reconstruction losses of all blocks, a scalar.
-            taught: the teacher's logits [B, classes], or None.
+            teacher_logits: the teacher's logits [B, classes], or None.
         """
         # In float32 whatever the model ran in: a cross-entropy in half precision loses its digits.
         if isinstance(outputs, tuple):
             student, distilled = outputs[0].float(), outputs[1].float()
         else:
             student = distilled = outputs.float()
-        if taught is None:
+        if teacher_logits is None:
             task = self.task(student, targets)
         elif not self.recipe.uses_labels:
             heads = {id(head): head for head in (student, distilled)}.values()
-            task = sum((self._divergence(head, taught) / len(targets) for head in heads), student.new_zeros(()))
-            task = task / len(heads)
+            divergences = [self._divergence(head, teacher_logits) / len(targets) for head in heads]
+            task = sum(divergences, student.new_zeros(())) / len(heads)
         else:
             alpha = self.recipe.distill_alpha
-            task = (1 - alpha) * self.task(student, targets) + alpha * self._distillation(distilled, taught)
+            task = (1 - alpha) * self.task(student, targets) + alpha * self._distillation(
+                distilled, teacher_logits
+            )
         recon = recon.float()
         return Losses(task + self.recipe.recon_weight * recon, task, recon)
 
-    def _distillation(self, distilled: Tensor, taught: Tensor) -> Tensor:
+    def _distillation(self, distilled: Tensor, teacher_logits: Tensor) -> Tensor:
         if self.recipe.distill == "hard":
-            return F.cross_entropy(distilled, taught.argmax(dim=1))
+            return F.cross_entropy(distilled, teacher_logits.argmax(dim=1))
         # DeiT divides by the number of entries, not of images.
-        return self._divergence(distilled, taught) / distilled.numel()
+        return self._divergence(distilled, teacher_logits) / distilled.numel()
 
-    def _divergence(self, logits: Tensor, taught: Tensor) -> Tensor:
+    def _divergence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """tau^2 * KL(teacher || student) at temperature tau, summed over the batch."""
         tau = self.recipe.distill_tau
-        target, predicted = (F.log_softmax(x.float() / tau, dim=1) for x in (taught, logits))
+        target, predicted = (F.log_softmax(x.float() / tau, dim=1) for x in (teacher_logits, logits))
         return F.kl_div(predicted, target, reduction="sum", log_target=True) * tau**2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
@@ -43,16 +42,18 @@ def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> Optimizer:
 
 
 class EpochSchedule:
-    """The learning rate of each epoch.
+    """The learning rate of each epoch, and how many of them are warm-up.
 
     DeiT's loop calls ``scheduler.step(epoch)`` behind epoch ``epoch``, so that epoch e > 0 runs
     with the schedule's value at e - 1, and the first two epochs both at its start. The loop runs
     ``--epochs`` epochs; the cool-down that timm adds behind them is never reached. Both are kept:
-    they are what the published figures were made with.
+    they are what the published results were trained with.
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
-        self.warmup_epochs = warmup_epochs(recipe)
+        self.warmup_epochs = recipe.warmup_epochs
+        if recipe.epochs <= recipe.warmup_epochs:  # it would fill them all
+            self.warmup_epochs = recipe.epochs // 4
         # timm warns that a cosine over a single epoch is flat; so it is.
         logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
         self._optimizer = optimizer
@@ -73,15 +74,3 @@ class EpochSchedule:
         self._scheduler.step(max(epoch - 1, 0))
         lr: float = self._optimizer.param_groups[0]["lr"]
         return lr
-
-
-def warmup_epochs(recipe: Recipe) -> int:
-    """The warm-up of ``recipe``; a quarter of the epochs where it would fill them all."""
-    return recipe.warmup_epochs if recipe.epochs > recipe.warmup_epochs else recipe.epochs // 4
-
-
-def epoch_lrs(recipe: Recipe, processes: int = 1) -> list[float]:
-    """The learning rate of every epoch that is trained, for a run of ``processes`` processes."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.scaled_lr(processes))
-    schedule = EpochSchedule(optimizer, recipe)
-    return [schedule.set_epoch(epoch) for epoch in range(recipe.total_epochs)]

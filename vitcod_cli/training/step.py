@@ -15,7 +15,7 @@ from vitcod_cli.training.losses import Criterion, Losses
 from vitcod_cli.training.network import without_sync
 from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.training.signals import StopRequest
-from vitcod_cli.training.state import Trained
+from vitcod_cli.training.trained import Trained
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images [B, C, H, W], targets int64 [B], indices int64 [B]."""
@@ -65,7 +65,7 @@ class Stepper:
         parts = self.recipe.accumulate_steps
         agreement = _Agreement(self.runtime)
         for part, (images, targets, _) in enumerate(batches):
-            # Whatever is drawn from here on depends on nothing but its place in the run.
+            # Whatever is drawn from here on depends on nothing but its epoch, step and rank.
             seed_everything(self.runtime.settings.seed, epoch, step * parts + part, distributed.rank())
             last = part == parts - 1
             with without_sync(self.network, skip=not last):
@@ -86,9 +86,9 @@ class Stepper:
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         with self.runtime.autocast():
-            taught = self.criterion.teach(images)
+            teacher_logits = self.criterion.teacher_logits(images)
             outputs, recon = self.network(images)
-            return self.criterion(outputs, targets, recon, taught)
+            return self.criterion(outputs, targets, recon, teacher_logits)
 
     def _update(self) -> None:
         optimizer, scaler = self.trained.optimizer, self.trained.scaler

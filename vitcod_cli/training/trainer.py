@@ -1,4 +1,4 @@
-"""``fit``: a model, data and a recipe in; trained weights, figures and a state that is never lost out."""
+"""``fit``: a model, images and a recipe in; trained weights, metrics and a state that is never lost out."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from torch import nn
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
-from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.loaders import eval_loader, train_loader
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.evaluate import Evaluation
-from vitcod_cli.training.keeper import StateKeeper
 from vitcod_cli.training.loop import Loop
 from vitcod_cli.training.losses import Criterion, make_mixup
 from vitcod_cli.training.network import TrainingModel, over_processes
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.resume import Resumption, hyper_parameters
+from vitcod_cli.training.run_state import Position, RunState, StateFile, hyper_parameters
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
 from vitcod_cli.training.signals import StopRequest
-from vitcod_cli.training.state import Position, StateFile, Trained
 from vitcod_cli.training.step import Stepper
+from vitcod_cli.training.trained import Trained
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training came to.
+    """Outcome of a training.
 
     Attributes:
-        best: the best evaluation, of raw or averaged weights; those are in ``best.safetensors``.
+        best: the best evaluation, of raw or EMA weights; those are in ``best.safetensors``.
         last: the evaluation of the final raw weights, which the model now has.
         best_epoch: the epoch of ``best``, from 1 (0: before any training).
         epochs: epochs that were trained.
         checkpoint: the file of the best weights.
-        best_is_ema: whether the averaged weights were the best.
+        best_is_ema: whether the EMA weights were the best.
     """
 
     best: Evaluation
@@ -76,23 +76,25 @@ def fit(
     """Train ``model`` (in place) and leave checkpoints, metrics and state in ``run``.
 
     The state is saved at the start, behind every epoch, every ``--save-every`` minutes and when a
-    signal stops the run. Where ``run.resumes``, training goes on from it and ends, in float32 on the CPU,
-    with the very bits of an uninterrupted run.
+    signal stops the run. When ``run.resumes``, training goes on from it and ends, in float32 on
+    the CPU, with the very bits of an uninterrupted run.
 
     Args:
         model: built with the recipe's drop-path, weights loaded, mask set.
-        provenance: how the run's checkpoints are made, for their metadata.
-        teacher: for ``--distill`` and distillation without labels.
+        provenance: how the checkpoints are made (JSON values); goes into ``last.safetensors`` and
+            ``best.safetensors``, beside epoch and evaluation.
+        teacher: for ``--distill`` and distillation without labels. It gets the images as its own
+            ``pretrained_cfg`` normalises them.
 
     Raises:
-        VitcodError: if settings, data and model don't go together, the loss is no longer finite,
+        VitcodError: if settings, images and model don't go together, the loss is no longer finite,
             or something can't be written.
         Interrupted: after a signal; the state is saved.
     """
     recipe, augmentation = options.recipe, options.augmentation
-    _check(model, recipe, augmentation, images)
+    _check(model, images, recipe, augmentation, teacher)
     runtime.advise(reporter)
-    criterion = Criterion(recipe, augmentation, _prepared_teacher(model, teacher, runtime))
+    criterion = Criterion(recipe, augmentation, _prepared_teacher(teacher, images.preprocess, runtime))
     if isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(criterion.teacher is not None)
     network = over_processes(TrainingModel(runtime.prepare(model)), runtime)
@@ -112,21 +114,18 @@ def fit(
             f"--accumulate-steps {recipe.accumulate_steps} is more than the {len(train)} batches of an epoch; "
             "lower it."
         )
-    description = {
-        "hyper_parameters": hyper_parameters(recipe, augmentation, runtime.settings),
-        "order": _order(recipe, augmentation, runtime, images.train),
-    }
-    state = StateFile(run.state)
-    position = Position()
-    if run.resumes:
-        position = Resumption(state, description["hyper_parameters"], description["order"], reporter).load(trained)
-    elif options.output.resume:
-        reporter.info(f"There is no saved state in {run.path}: starting from the beginning.")
+    state = RunState(
+        file=StateFile(run.state),
+        trained=trained,
+        hyper_parameters=hyper_parameters(recipe, augmentation, runtime.settings),
+        order=_order(recipe, augmentation, runtime, images),
+        minutes=recipe.save_every,
+    )
+    position = state.load(reporter) if run.resumes else Position()
     runtime.compiled(model)
     if trained.ema is not None:
         runtime.compiled(trained.ema.module)
     with StopRequest() as stop:
-        mixup = make_mixup(augmentation, model.num_classes)
         loop = Loop(
             recipe=recipe,
             runtime=runtime,
@@ -137,17 +136,31 @@ def fit(
             train=train,
             val=val,
             describe=images.train.describe,
-            stepper=Stepper(network, trained, criterion, mixup, recipe, runtime, stop),
+            stepper=Stepper(
+                network=network,
+                trained=trained,
+                criterion=criterion,
+                mixup=make_mixup(augmentation, model.num_classes),
+                recipe=recipe,
+                runtime=runtime,
+                stop=stop,
+            ),
             schedule=EpochSchedule(trained.optimizer, recipe),
-            keeper=StateKeeper(state, trained, description, recipe.save_every),
+            state=state,
         )
         _announce(loop, model)
         position = loop.run(position)
     return _result(position, run, reporter)
 
 
-def _check(model: VisionTransformer, recipe: Recipe, augmentation: AugmentationSettings, images: Images) -> None:
-    """Raise a VitcodError where settings, data and model don't go together."""
+def _check(
+    model: VisionTransformer,
+    images: Images,
+    recipe: Recipe,
+    augmentation: AugmentationSettings,
+    teacher: nn.Module | None,
+) -> None:
+    """Raise a VitcodError where settings, images and models don't go together."""
     if augmentation.mixes and recipe.batch_size % 2:
         raise VitcodError(
             f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "
@@ -159,14 +172,15 @@ def _check(model: VisionTransformer, recipe: Recipe, augmentation: AugmentationS
                 f"The {split} images have {data.num_classes} classes but the model only {model.num_classes}; give "
                 f"--num-classes {data.num_classes}."
             )
-
-
-def _prepared_teacher(model: VisionTransformer, teacher: nn.Module | None, runtime: Runtime) -> nn.Module | None:
-    if teacher is None:
-        return None
     classes = getattr(teacher, "num_classes", model.num_classes)
     if classes != model.num_classes:
         raise VitcodError(f"The teacher has {classes} classes and the model {model.num_classes}; they must agree.")
+
+
+def _prepared_teacher(teacher: nn.Module | None, preprocess: Preprocess, runtime: Runtime) -> nn.Module | None:
+    if teacher is None:
+        return None
+    teacher = nn.Sequential(Renormalise.for_model(teacher, preprocess), teacher)
     return runtime.prepare(teacher).requires_grad_(False).eval()
 
 
@@ -179,16 +193,14 @@ def _trained(model: VisionTransformer, recipe: Recipe, runtime: Runtime) -> Trai
     )
 
 
-def _order(
-    recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime, data: ImageData
-) -> dict[str, int]:
+def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime, images: Images) -> dict[str, int]:
     """What decides which images a step sees."""
     return {
         "processes": distributed.world_size(),
         "--batch-size": recipe.batch_size,
         "--accumulate-steps": recipe.accumulate_steps,
         "--seed": runtime.settings.seed,
-        "training images": len(data),
+        "training images": len(images.train),
         "repeats": augmentation.repeats,
     }
 
@@ -209,14 +221,12 @@ def _announce(loop: Loop, model: VisionTransformer) -> None:
     if recipe.accumulate_steps > 1:
         parts += f" x {recipe.accumulate_steps} accumulated"
     scaled = "not scaled" if recipe.unscale_lr else f"{recipe.lr:g} x {batch} / 512"
-    averaged = (
-        f"averaged weights with decay {recipe.model_ema_decay:g}" if recipe.model_ema else "no averaged weights"
-    )
+    ema = f"EMA decay {recipe.model_ema_decay:g}" if recipe.model_ema else "no EMA"
     dtype = str(loop.runtime.dtype).removeprefix("torch.")
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     reporter.info(
         f"Global batch {batch} ({parts}), learning rate {lr:g} ({scaled}), {loop.steps_per_epoch} steps per "
-        f"epoch, {recipe.total_epochs} epochs, {parameters:,} parameters, {averaged}, {dtype} on "
+        f"epoch, {recipe.total_epochs} epochs, {parameters:,} parameters, {ema}, {dtype} on "
         f"{loop.runtime.device}."
     )
     warmup = loop.schedule.warmup_epochs

@@ -1,12 +1,9 @@
-"""What ``--resume`` needs, as one safetensors file: tensors by name, the rest as JSON in its metadata."""
+"""Model, EMA, optimizer and loss scaler as named tensors and JSON values, and back."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,84 +11,17 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitcod_cli.artifacts.files import (
-    RUN_STATE,
-    atomic_path,
-    open_safetensors,
-    read_safetensors_info,
-    remove_leftovers,
-    write_safetensors,
-)
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.training.evaluate import Evaluation
 
 FLAG = "--resume"
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best evaluation so far, after how many epochs it was, and whether of the averaged weights."""
-
-    evaluation: Evaluation
-    epoch: int
-    ema: bool
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come.
-
-    Attributes:
-        epoch: the epoch it is in, from 0.
-        step: steps of that epoch that are done.
-        trained: all of them are; what is left of the epoch is its evaluation.
-        updates: steps of the whole run.
-        skipped: steps that were left out because their loss wasn't finite.
-        best, last: evaluations so far.
-        sums: of the epoch's losses and images over all processes, for its line in the log.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    trained: bool = False
-    updates: int = 0
-    skipped: int = 0
-    best: Best | None = None
-    last: Evaluation | None = None
-    sums: list[float] = field(default_factory=list)
-
-    @property
-    def between_epochs(self) -> bool:
-        """Whether it can be continued by another number of processes."""
-        return self.step == 0 or self.trained
-
-    def changed(self, **values: Any) -> Position:
-        """A copy with some fields replaced."""
-        return replace(self, **values)
-
-    def next_epoch(self) -> Position:
-        """The start of the epoch that follows."""
-        return self.changed(epoch=self.epoch + 1, step=0, trained=False, sums=[])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Position:
-        """The inverse of :func:`dataclasses.asdict`."""
-        best, last = values.get("best"), values.get("last")
-        return cls(
-            **{
-                **values,
-                "best": best and Best(**{**best, "evaluation": Evaluation(**best["evaluation"])}),
-                "last": last and Evaluation(**last),
-            }
-        )
-
-
-@dataclass(frozen=True)
 class Trained:
-    """The things whose content makes up a run's state.
+    """What changes in training, and so makes up the state of a run.
 
     Attributes:
-        ema: the averaged weights are those of its ``module``.
+        ema: the averaged weights (EMA) are those of its ``module``.
         scaler: of the loss, disabled unless in float16.
     """
 
@@ -141,7 +71,7 @@ class Trained:
             )
         _load_weights(self.model, _part(tensors, "model/"))
         if self.ema is not None:
-            # A run that had no average starts one from its weights.
+            # A run that had no EMA starts one from its weights.
             _load_weights(self.ema.module, _part(tensors, "ema/") or _part(tensors, "model/"))
         self._load_optimizer(_part(tensors, "optimizer/"), saved)
         self._load_groups(_part(tensors, "group/"), saved["groups"])
@@ -176,63 +106,6 @@ class Trained:
             number = min(number, len(saved) - 1)  # noqa: PLW2901
             values = {**saved[number], **_part(tensors, f"{number}/")}
             group.update({key: value for key, value in values.items() if key not in ours})
-
-
-class StateFile:
-    """``state.safetensors`` of a run folder, and beside it the state at the last epoch boundary.
-
-    While the newest state lies inside an epoch, ``epoch.safetensors`` keeps the one before it
-    that lies between epochs, for a resume on another number of processes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.epoch_path = path.with_name("epoch.safetensors")
-
-    def exists(self) -> bool:
-        """Whether there is a state to go on from."""
-        return self.path.exists()
-
-    def write(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any], position: Position) -> None:
-        """Replace the state by a newer one; until that is whole, the older one stays.
-
-        Raises:
-            VitcodError: if it can't be written (disk full, say).
-        """
-        if not position.between_epochs and self.exists() and self.position().between_epochs:
-            self._keep_boundary()
-        write_safetensors(self.path, tensors, RUN_STATE, {**info, "position": asdict(position)})
-        if position.between_epochs:
-            self.epoch_path.unlink(missing_ok=True)
-
-    def _keep_boundary(self) -> None:
-        with atomic_path(self.epoch_path) as temporary:
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(self.path, temporary)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(self.path, temporary)
-
-    def info(self, *, boundary: bool = False) -> dict[str, Any]:
-        """The JSON part of the state."""
-        return read_safetensors_info(self._choose(boundary), kind=RUN_STATE, flag=FLAG)
-
-    def position(self, *, boundary: bool = False) -> Position:
-        """How far the saved run has come."""
-        return Position.from_dict(self.info(boundary=boundary)["position"])
-
-    def tensors(self, *, boundary: bool = False) -> dict[str, Tensor]:
-        """The tensors of the state, on the CPU."""
-        with open_safetensors(self._choose(boundary), flag=FLAG, framework="pt") as file:
-            return {name: file.handle.get_tensor(name) for name in file.handle.keys()}  # noqa: SIM118
-
-    def _choose(self, boundary: bool) -> Path:
-        return self.epoch_path if boundary and self.epoch_path.exists() else self.path
-
-    def remove_leftovers(self) -> None:
-        """Remove the unfinished files of processes that were killed while writing."""
-        for path in (self.path, self.epoch_path):
-            remove_leftovers(path)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,263 @@
+"""How far a run has come, and the file that ``--resume`` goes on from: what it holds, when it is written and read.
+
+``state.safetensors`` holds the tensors of :class:`~vitcod_cli.training.trained.Trained` by name. Its
+metadata holds the other values of these, the :class:`Position`, the hyper-parameters and the order of
+the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitcod_cli import distributed
+from vitcod_cli.artifacts.files import (
+    RUN_STATE,
+    atomic_path,
+    open_safetensors,
+    read_safetensors_info,
+    write_safetensors,
+)
+from vitcod_cli.artifacts.run_directory import BOUNDARY
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.settings import Settings, settings_of
+from vitcod_cli.training.evaluate import Evaluation
+from vitcod_cli.training.trained import FLAG, Trained
+
+# What changes neither the weights nor the metrics.
+_HARMLESS = {
+    "save_every",
+    "log_to",
+    "eval_batch_size",
+    "eval_every",
+    "max_steps",
+    "device",
+    "threads",
+    "skip_nonfinite",
+    "nproc_per_node",
+}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far, after how many epochs it was, and whether of the EMA weights."""
+
+    evaluation: Evaluation
+    epoch: int
+    ema: bool
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the epoch it is in, from 0.
+        step: steps of that epoch that are done.
+        trained: all of them are; what is left of the epoch is its evaluation.
+        updates: steps of the whole run.
+        skipped: steps that were left out because their loss wasn't finite.
+        best, last: evaluations so far.
+        sums: of the epoch's losses and images over all processes, for its line in the log.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    trained: bool = False
+    updates: int = 0
+    skipped: int = 0
+    best: Best | None = None
+    last: Evaluation | None = None
+    sums: list[float] = field(default_factory=list)
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether it can be continued by another number of processes."""
+        return self.step == 0 or self.trained
+
+    def __str__(self) -> str:
+        """Where the next step is: ``step 3 of epoch 2``, or ``the start of epoch 2``."""
+        epoch = self.epoch + 1 + self.trained
+        return f"the start of epoch {epoch}" if self.between_epochs else f"step {self.step} of epoch {epoch}"
+
+    def changed(self, **values: Any) -> Position:
+        """A copy with some fields replaced."""
+        return replace(self, **values)
+
+    def next_epoch(self) -> Position:
+        """The start of the epoch that follows."""
+        return self.changed(epoch=self.epoch + 1, step=0, trained=False, sums=[])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Position:
+        """The inverse of :func:`dataclasses.asdict`."""
+        best, last = values.get("best"), values.get("last")
+        return cls(
+            **{
+                **values,
+                "best": best and Best(**{**best, "evaluation": Evaluation(**best["evaluation"])}),
+                "last": last and Evaluation(**last),
+            }
+        )
+
+
+class StateFile:
+    """``state.safetensors`` of a run folder, and beside it the state at the last epoch boundary.
+
+    While the newest state lies inside an epoch, ``epoch.safetensors`` keeps the one before it
+    that lies between epochs, for a resume on another number of processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.boundary_path = path.with_name(BOUNDARY)
+
+    def exists(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.path.exists()
+
+    def write(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any], position: Position) -> None:
+        """Replace the state by a newer one; until that is whole, the older one stays.
+
+        Raises:
+            VitcodError: if it can't be written (disk full, say).
+        """
+        if not position.between_epochs and self.exists() and self.position().between_epochs:
+            self._keep_boundary()
+        write_safetensors(self.path, tensors, RUN_STATE, {**info, "position": asdict(position)})
+        if position.between_epochs:
+            self.boundary_path.unlink(missing_ok=True)
+
+    def _keep_boundary(self) -> None:
+        with atomic_path(self.boundary_path) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(self.path, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.path, temporary)
+
+    def info(self, *, boundary: bool = False) -> dict[str, Any]:
+        """The JSON part of the state."""
+        return read_safetensors_info(self._choose(boundary), kind=RUN_STATE, flag=FLAG)
+
+    def position(self, *, boundary: bool = False) -> Position:
+        """How far the saved run has come."""
+        return Position.from_dict(self.info(boundary=boundary)["position"])
+
+    def tensors(self, *, boundary: bool = False) -> dict[str, Tensor]:
+        """The tensors of the state, on the CPU."""
+        with open_safetensors(self._choose(boundary), flag=FLAG, framework="pt") as file:
+            return {name: file.handle.get_tensor(name) for name in file.handle.keys()}  # noqa: SIM118
+
+    def _choose(self, boundary: bool) -> Path:
+        return self.boundary_path if boundary and self.boundary_path.exists() else self.path
+
+
+@dataclass
+class RunState:
+    """Saves the state of a run on rank 0 (the other processes hold the same), and reads it back on all.
+
+    Attributes:
+        trained: the model and optimizer whose state it is.
+        hyper_parameters: :func:`hyper_parameters` of this run.
+        order: what the images of each step depend on; a run whose order is another one can only go
+            on between epochs.
+        minutes: between two saves within an epoch.
+    """
+
+    file: StateFile
+    trained: Trained
+    hyper_parameters: Mapping[str, Any]
+    order: Mapping[str, Any]
+    minutes: float
+    _last: float = field(default_factory=time.monotonic)
+
+    def save(self, position: Position) -> None:
+        """Save the state at ``position``.
+
+        Raises:
+            VitcodError: if it can't be written, or the weights aren't finite: a good state is never
+                replaced by a broken one.
+        """
+        if distributed.is_main():
+            if not self.trained.is_finite():
+                raise VitcodError(
+                    f"The weights are not finite after step {position.step} of epoch {position.epoch + 1}. "
+                    f"{self.last_good()} Go on from it with --resume and a lower --lr, or --clip-grad."
+                )
+            options = {"hyper_parameters": self.hyper_parameters, "order": self.order}
+            self.file.write(self.trained.tensors(), {**self.trained.values(), **options}, position)
+        self._last = time.monotonic()
+
+    def save_if_due(self, position: Position) -> None:
+        """Save when ``minutes`` have passed since the last time."""
+        if time.monotonic() - self._last >= 60 * self.minutes:
+            self.save(position)
+
+    def last_good(self) -> str:
+        """Where the last saved state is, in a sentence."""
+        if not self.file.exists():
+            return "No state was saved before it."
+        return f"The last good state, from {self.file.position()}, is in {self.file.path}."
+
+    def load(self, reporter: Reporter) -> Position:
+        """Put the saved state into ``trained``, say from where the run goes on, and return that.
+
+        Raises:
+            VitcodError: if it can't be read or is another model's.
+        """
+        if not self.file.exists():
+            raise VitcodError(
+                f"{FLAG}: {self.file.path} isn't there for this process; --output-dir must be a folder that all "
+                "machines of the run share."
+            )
+        info = self.file.info()
+        other_order = differences(info["order"], self.order)
+        back = bool(other_order) and not Position.from_dict(info["position"]).between_epochs
+        if back:
+            info = self.file.info(boundary=True)
+        position = Position.from_dict(info["position"])
+        self.trained.load(self.file.tensors(boundary=back), info)
+
+        if back:
+            reporter.warn(
+                f"Each step sees other images than before: {', '.join(other_order)}. So the run goes back to "
+                f"{position}; the steps after it are trained again."
+            )
+        reporter.info(f"Going on from {position} ({self.file.path}).")
+        changed = differences(info["hyper_parameters"], self.hyper_parameters)
+        if not back:
+            changed = [text for text in other_order if text not in changed] + changed
+        if changed:
+            reporter.warn(f"{FLAG} with other hyper-parameters than the run had: {', '.join(changed)}.")
+        return position
+
+
+def hyper_parameters(*settings: Settings) -> dict[str, Any]:
+    """What a run was trained with, by option, as JSON values."""
+    return {
+        info.flag: _json(getattr(group, name))
+        for group in settings
+        for name, info in settings_of(type(group)).items()
+        if name not in _HARMLESS
+    }
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``--lr 0.001 (was 0.0001)`` for each hyper-parameter that isn't what it was."""
+    return [
+        f"{flag} {value} (was {then[flag]})" for flag, value in now.items() if flag in then and then[flag] != value
+    ]
