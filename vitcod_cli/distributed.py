@@ -1,7 +1,7 @@
 """One process or many: who am I, and how do we add up.
 
 Works under ``torchrun`` (which passes rank and world size in the environment), under SLURM's
-``srun`` (``SLURM_PROCID`` and friends, as DeiT reads them) and in a single process, where every
+``srun``, whose tasks are the processes of one run, and in a single process, where every
 function below is free. torch is imported inside the functions so that the command line can ask
 for the rank without it.
 """
@@ -9,8 +9,9 @@ for the rank without it.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -29,17 +30,17 @@ _attempt = 1
 
 def rank() -> int:
     """This process's global rank: from torchrun's or SLURM's environment, else 0."""
-    return _from_environment("RANK", "SLURM_PROCID", 0)
+    return _from_environment("RANK", ("SLURM_PROCID",), 0)
 
 
 def world_size() -> int:
     """The number of processes of the run, else 1."""
-    return _from_environment("WORLD_SIZE", "SLURM_NTASKS", 1)
+    return _from_environment("WORLD_SIZE", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), 1)
 
 
 def local_rank() -> int:
     """The rank on this machine, which is also the number of its GPU."""
-    return _from_environment("LOCAL_RANK", "SLURM_LOCALID", 0)
+    return _from_environment("LOCAL_RANK", ("SLURM_LOCALID",), 0)
 
 
 def is_main() -> bool:
@@ -47,14 +48,47 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def _from_environment(torchrun: str, slurm: str, default: int) -> int:
+def _from_environment(torchrun: str, slurm: Sequence[str], default: int) -> int:
     if torchrun in os.environ:
         return int(os.environ[torchrun])
-    # A bare `sbatch` script also sets SLURM_NTASKS; only srun's steps are separate processes, and
-    # only a rendezvous address makes them one run.
-    if "SLURM_STEP_ID" in os.environ and "MASTER_ADDR" in os.environ and slurm in os.environ:
-        return int(os.environ[slurm])
+    if under_srun():
+        return next((int(os.environ[name]) for name in slurm if name in os.environ), default)
     return default
+
+
+def under_srun() -> bool:
+    """Whether this process is a task of ``srun``; a bare ``sbatch`` script has SLURM's variables, too."""
+    return "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a node list of SLURM's: ``node[01-04,07],login`` -> ``node01``."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else "")
+
+
+def _set_rendezvous_address() -> None:
+    """Complete the environment that ``init_process_group`` reads, from SLURM's where the user has not.
+
+    Raises:
+        VitcodError: if nobody says where rank 0 is.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+        host = first_host(next((os.environ[name] for name in names if name in os.environ), ""))
+        if not host:
+            raise VitcodError(
+                f"The {world_size()} processes don't know where the first of them is: set MASTER_ADDR to its "
+                "machine, or start them with --nproc-per-node or torchrun."
+            )
+        os.environ["MASTER_ADDR"] = host
+        # Another port for each job and step, the same for all of its tasks.
+        numbers = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+        step = sum(int(number) for number in numbers if number.isdecimal())
+        os.environ.setdefault("MASTER_PORT", str(20000 + step % 20000))
+    os.environ.setdefault("MASTER_PORT", "29500")
+    # Together: with one of them alone, under_srun() would be wrong.
+    os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(local_rank()))
 
 
 @contextmanager
@@ -69,15 +103,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     if world_size() == 1 or dist.is_initialized():
         yield
         return
-    os.environ.setdefault("RANK", str(rank()))
-    os.environ.setdefault("WORLD_SIZE", str(world_size()))
-    os.environ.setdefault("MASTER_PORT", "29500")
+    _set_rendezvous_address()
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             timeout=_TIMEOUT,
             device_id=device if device.type == "cuda" else None,
-            **_meeting_place(),
+            **_rendezvous(),
         )
     except (RuntimeError, ValueError) as error:
         raise VitcodError(
@@ -91,7 +123,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _meeting_place() -> dict[str, Any]:
+def _rendezvous() -> dict[str, Any]:
     """Where the processes find each other, as arguments of ``init_process_group``.
 
     Under torchrun that is a store of its own, which it keeps when it restarts the processes
@@ -109,7 +141,7 @@ def _meeting_place() -> dict[str, Any]:
     if rank == 0:
         _attempt = store.add("vitcod/attempts", 1)
         for other in range(1, world):
-            _welcome(store, other, _attempt)
+            _hand_out_attempt(store, other, _attempt)
     else:
         name = os.urandom(16).hex()
         store.set(f"vitcod/here/{rank}", name)
@@ -119,7 +151,7 @@ def _meeting_place() -> dict[str, Any]:
     return {"store": own, "rank": rank, "world_size": world}
 
 
-def _welcome(store: Any, rank: int, attempt: int) -> None:
+def _hand_out_attempt(store: Any, rank: int, attempt: int) -> None:
     """Tell the living process ``rank`` the number of this attempt."""
     end = time.monotonic() + _TIMEOUT.total_seconds()
     while not store.check([f"vitcod/met/{attempt}/{rank}"]):

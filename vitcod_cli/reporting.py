@@ -1,4 +1,4 @@
-"""How long work tells of itself, without knowing the console: a protocol and its silent form.
+"""Messages and progress of long work, without knowing the console: a protocol and its silent form.
 
 The command line passes a Rich implementation (``cli/console.py``); tests and processes other
 than rank 0 pass :class:`SilentReporter`.
@@ -13,10 +13,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """One running piece of work."""
+    """Of one running piece of work."""
 
-    def advance(self, amount: float = 1, **figures: float | str) -> None:
-        """Go on by ``amount`` units; ``figures`` (``loss=1.08, lr=1e-4``) are shown beside the bar."""
+    def advance(self, amount: float = 1, **metrics: float | str) -> None:
+        """Go on by ``amount`` units; ``metrics`` (``loss=1.08, lr=1e-4``) are shown beside the bar."""
 
 
 class Reporter(Protocol):
@@ -35,7 +35,7 @@ class Reporter(Protocol):
 
 
 class _SilentProgress:
-    def advance(self, amount: float = 1, **figures: float | str) -> None:
+    def advance(self, amount: float = 1, **metrics: float | str) -> None:
         pass
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+_CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings(Settings, panel="Runtime"):
@@ -73,7 +75,7 @@ class Runtime:
             model.to(memory_format=torch.channels_last)
         return model
 
-    def place(self, images: torch.Tensor) -> torch.Tensor:
+    def to_device(self, images: torch.Tensor) -> torch.Tensor:
         """A batch of images [B, C, H, W] on the device, channels-last if asked for."""
         import torch
 
@@ -123,24 +125,47 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     """
     import torch
 
-    device = _pick_device(settings.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not settings.deterministic
-    else:
-        _keep_freed_memory()
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        _make_deterministic(device)
-    try:
+    with _restored_switches():
+        device = _pick_device(settings.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.backends.cudnn.benchmark = not settings.deterministic
+        else:
+            _keep_freed_memory()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        if settings.deterministic:
+            _make_deterministic(device)
         seed_everything(settings.seed)
         with distributed.process_group(device):
             yield Runtime(settings, device, _pick_dtype(settings.precision, device))
+
+
+@contextmanager
+def _restored_switches() -> Iterator[None]:
+    """Put back at the end what :func:`start` sets for the whole process: others may compute in it, too."""
+    import torch
+
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    mem_efficient = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    workspace = os.environ.get(_CUBLAS_WORKSPACE)
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    device = torch.cuda.current_device() if initialized else None
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cuda.enable_mem_efficient_sdp(mem_efficient)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        if workspace is None:
+            os.environ.pop(_CUBLAS_WORKSPACE, None)
+        if device is not None:
+            torch.cuda.set_device(device)
 
 
 def _keep_freed_memory() -> None:
@@ -169,7 +194,7 @@ def _make_deterministic(device: torch.device) -> None:
     import torch
 
     # cuBLAS reads this when its first handle is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     if device.type == "cuda":
         # The backward passes of these fused attentions add up in any order.
@@ -206,8 +231,9 @@ def _pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise VitcodError(f"--device {name}: torch sees no CUDA GPU here; use --device cpu or auto.")
-        index = distributed.local_rank() if device.index is None else device.index
-        count = torch.cuda.device_count()
+        count, index = torch.cuda.device_count(), device.index
+        if ":" not in name:
+            index = distributed.local_rank() % count if _sees_own_gpus() else distributed.local_rank()
         if index >= count:
             raise VitcodError(
                 f"--device {name}: process {distributed.local_rank()} of this machine wants GPU {index} but "
@@ -215,6 +241,27 @@ def _pick_device(name: str) -> torch.device:
             )
         return torch.device("cuda", index)
     return device
+
+
+def _sees_own_gpus() -> bool:
+    """Whether SLURM gives each task GPUs of its own, which the task counts from 0 (``--gpus-per-task``, say)."""
+    bound = ("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND")
+    by_srun = "SLURM_STEP_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    return by_srun and any(name in os.environ for name in bound)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, cgroup limits of containers included."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
 
 
 def _pick_dtype(precision: str, device: torch.device) -> torch.dtype:

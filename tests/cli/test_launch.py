@@ -83,6 +83,19 @@ def test_our_own_launcher(tiny_checkpoint: Path, image_folder: Path, tmp_path: P
     assert re.fullmatch(r"Error: --checkpoint nowhere\.pth .*\n", err), err
 
 
+def test_tasks_of_srun_are_one_run(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    """Without MASTER_ADDR: it comes from SLURM's own variables."""
+    words = [sys.executable, "-m", "vitcod_cli", "eval", "--checkpoint", str(tiny_checkpoint)]
+    words += ["--data-path", str(image_folder), "--workers", "0", "--json"]
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "64", "PYTHONPATH": str(ROOT)}
+    tasks = [start(words, tmp_path, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"]
+    (first, error), (second, _) = [task.communicate(timeout=240) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], error
+    assert json.loads(first)["images"] == 13
+    assert second == "", "rank 0 says it"
+
+
 @pytest.mark.slow
 def test_ctrl_c_reaches_the_processes(image_folder: Path, tmp_path: Path) -> None:
     words = f"finetune-dense --nproc-per-node 2 {TINY} --data-path {image_folder} --epochs 100000 --batch-size 4"

@@ -148,6 +148,20 @@ def test_a_defect_keeps_its_traceback(
         cli("eval", "--checkpoint", tiny_checkpoint, "--data-path", image_folder)
 
 
+@pytest.mark.parametrize(("value", "code", "err"), [("no way", 1, "no way\n"), (None, 0, ""), (3, 3, "")])
+def test_a_library_that_exits(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, value: object, code: int, err: str
+) -> None:
+    """``sys.exit("text")`` means exit code 1, as Python itself has it."""
+
+    def leave(*_: object, **__: object) -> None:
+        sys.exit(value)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vitcod_cli.artifacts.files.checked_path", leave)
+    monkeypatch.setattr("vitcod_cli.steps.mask.checked_path", leave)
+    assert cli("gen-mask", "--attn-map", "any") == (code, "", err)
+
+
 def test_an_error_of_all_processes_is_said_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import platform
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +19,10 @@ import torch
 from tiny import train
 
 from vitcod_cli import distributed
+from vitcod_cli.cli import launch
 from vitcod_cli.cli.console import PlainReporter
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.runtime import RuntimeSettings, seed_everything, start
+from vitcod_cli.runtime import RuntimeSettings, _pick_device, seed_everything, start, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -78,19 +82,111 @@ def test_seeds_depend_on_every_number() -> None:
     assert len(seen) == 6
 
 
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+
+def ranks() -> tuple[int, int, int]:
+    return distributed.rank(), distributed.world_size(), distributed.local_rank()
+
+
+@pytest.mark.usefixtures("no_launcher")
 def test_what_counts_as_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
     slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    place = lambda: (distributed.rank(), distributed.world_size(), distributed.local_rank())  # noqa: E731
-    assert place() == (0, 1, 0)  # a bare sbatch script
+    assert ranks() == (0, 1, 0)  # a bare sbatch script
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    monkeypatch.setenv("MASTER_ADDR", "node1")
-    assert place() == (5, 8, 1)  # srun
+    assert ranks() == (5, 8, 1)  # srun
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
+    assert ranks() == (5, 6, 1)  # the step's own tasks, not the allocation's
     monkeypatch.setenv("RANK", "2")
     assert distributed.rank() == 2  # torchrun inside a job
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node7", "node7"),
+        ("node[01-04,07]", "node01"),
+        ("a1,b2", "a1"),
+        ("gpu-[003,5-7]x,other[1-2]", "gpu-003x"),
+        ("rack[2-3]n[10,12]", "rack2n10"),
+        ("login.cluster.example", "login.cluster.example"),
+        ("", ""),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+    assert distributed.first_host(nodes) == host
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_srun_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_STEP_ID": "1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(VitcodError, match="set MASTER_ADDR"), start(RuntimeSettings(device="cpu")):
+        pass
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_gpus_under_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --gpus-per-task a task sees its own GPUs alone, and counts them from 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"SLURM_STEP_ID": "1", "SLURM_LOCALID": "3", "SLURM_PROCID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(VitcodError, match="wants GPU 3 but there are 1"):
+        _pick_device("cuda")
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    assert _pick_device("cuda") == torch.device("cuda", 0)
+    with pytest.raises(VitcodError, match="wants GPU 2"):
+        _pick_device("cuda:2")
+
+
+def switches() -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "mem_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+        "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_it_was_after_a_run(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU --deterministic switches off attention kernels; the next run in this process has them again."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr("vitcod_cli.runtime._pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    before = switches()
+    with suppress(ZeroDivisionError), start(RuntimeSettings(deterministic=True, threads=1)):
+        during = switches()
+        if fails:
+            raise ZeroDivisionError
+    assert during["deterministic"]
+    assert not during["mem_efficient"]
+    assert not during["cudnn"]
+    assert during["workspace"]
+    assert switches() == before
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 8)])
+def test_threads_are_those_of_the_quota(quota: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container of two cores on a machine of eight; 4 processes share what there is."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(quota))
+    assert usable_cores() == expected
+    launch._prepare_environment(4)
+    assert os.environ["OMP_NUM_THREADS"] == str(max(1, expected // 4))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def _show(
             if not len(part):
                 break
             with runtime.autocast():
-                model(runtime.place(part))
+                model(runtime.to_device(part))
             seen += len(part)
             progress.advance(len(part))
             if seen == limit:

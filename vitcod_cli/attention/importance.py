@@ -130,7 +130,7 @@ def pruning_damage(
     with _frozen(model), using(model, lambda index: DamageKernel(sums[index])):
         for batch in images.batches(batch_size):
             with torch.enable_grad(), runtime.autocast():
-                logits = model(runtime.place(batch).requires_grad_()).float()
+                logits = model(runtime.to_device(batch).requires_grad_()).float()
             (fisher_direction(logits, generator) * logits).sum().backward()
             if progress is not None:
                 progress.advance(len(batch))

@@ -48,7 +48,7 @@ class Work:
 def forward_pass(model: VisionTransformer, batch_size: int, runtime: Runtime) -> Iterator[Work]:
     """Inference on one batch that is on the device already."""
     model.eval()
-    images = runtime.place(synthetic_images(model, batch_size, runtime.device))
+    images = runtime.to_device(synthetic_images(model, batch_size, runtime.device))
 
     def run() -> None:
         with torch.inference_mode(), runtime.autocast():
@@ -66,7 +66,7 @@ def training_step(
     It is a fine-tuning step without what is no matter of the model: data, augmentation, teacher and
     the moving average. The weights of ``model`` change; afterwards it is in eval mode.
     """
-    images = runtime.place(synthetic_images(model, batch_size, runtime.device))
+    images = runtime.to_device(synthetic_images(model, batch_size, runtime.device))
     targets = torch.randint(model.num_classes, (batch_size,), device=runtime.device)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
 

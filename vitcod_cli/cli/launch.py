@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from vitcod_cli.distributed import world_size
+from vitcod_cli.runtime import usable_cores
 
 
 def is_launched() -> bool:
@@ -30,9 +31,9 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     _prepare_environment(processes)
     # The processes tell their own errors; the agent's would only repeat them with its traceback.
     logging.disable(logging.ERROR)
-    words = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitcod_cli", *arguments]
+    command = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitcod_cli", *arguments]
     try:
-        torchrun.run(torchrun.parse_args(words))  # type: ignore[no-untyped-call]
+        torchrun.run(torchrun.parse_args(command))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         raise typer.Exit(code if code > 0 else 128 - code) from None
@@ -42,8 +43,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
 def _prepare_environment(processes: int) -> None:
     # Else torchrun sets one thread, and says so.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():  # not installed: the processes must find it as we did
         paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -8,22 +8,9 @@ import signal
 import threading
 
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.runtime import usable_cores
 
 _MOST = 8
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, cgroup limits of containers included."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
 
 
 def default_workers() -> int:

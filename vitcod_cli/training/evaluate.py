@@ -65,7 +65,7 @@ def evaluate(
         with reporter.progress(description, total=total, unit="images") as progress:
             for images, targets in loader:
                 with runtime.autocast():
-                    logits = model(runtime.place(images))
+                    logits = model(runtime.to_device(images))
                 sums += _count(logits.float(), targets.to(logits.device)).to(sums.device)
                 progress.advance(len(targets))
     finally:

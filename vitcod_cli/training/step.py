@@ -82,7 +82,7 @@ class Stepper:
         return outcome
 
     def _forward(self, images: Tensor, targets: Tensor) -> Losses:
-        images = self.runtime.place(images)
+        images = self.runtime.to_device(images)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         with self.runtime.autocast():
