@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import pathlib
 import pickle
@@ -15,12 +16,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitcod_cli.artifacts import files
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vitcod_cli.artifacts.clues import architecture_in_words, img_size_of
 from vitcod_cli.artifacts.files import sha256_of, write_safetensors
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import build_model
+from vitcod_cli.reporting import SilentReporter
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 CONFIG = ModelConfig(
     model="deit_tiny_patch16_224",
     num_classes=5,
@@ -113,7 +119,7 @@ def test_published_checkpoint_with_all_that_training_leaves_in_it(tmp_path: Path
         "best": np.float32(1.5),
     }
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    checkpoint = read_checkpoint(str(path), "--checkpoint")
+    checkpoint = read_checkpoint(str(path), "--checkpoint", use_ema=False)
     assert same(checkpoint, weights())
     assert checkpoint.layout == "published"
     # The tensors say what args leave out or get wrong: an auto-encoder on Q, 5 classes, 4 x 4 patches of 8 pixels.
@@ -142,7 +148,7 @@ def test_published_files_of_the_shared_folder(shared: Path) -> None:
     assert checkpoint.config == ModelConfig(
         model="deit_tiny_patch16_224", num_classes=1000, img_size=(224, 224), svd_type="mix_head_fc_qk"
     )
-    custom = read_checkpoint(str(shared / "golden" / "model" / "heads4_q_reference.pth"), "--checkpoint")
+    custom = read_checkpoint(str(GOLDEN / "heads4_q_reference.pth"), "--checkpoint")
     assert custom.config == ModelConfig(
         model="custom", num_classes=10, img_size=(112, 112), svd_type="mix_head_fc_q"
     )
@@ -268,3 +274,90 @@ def test_image_size_from_position_embeddings(tokens: int, prefix: dict[str, int]
 def test_architecture_in_words() -> None:
     assert architecture_in_words(weights()) == "2 blocks of width 24 and patches of 8 pixels"
     assert "no Vision Transformer" in architecture_in_words({"conv1.weight": torch.zeros(1)})
+
+
+def averaged(tiny_config: ModelConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Raw weights and their moving average."""
+    torch.manual_seed(0)
+    raw = build_model(tiny_config).state_dict()
+    return raw, {name: value + 1 for name, value in raw.items()}
+
+
+class Told(SilentReporter):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("layout", ["timm", "deit", "deit in parallel"])
+@pytest.mark.parametrize(("use_ema", "expected"), [(None, "EMA"), (True, "EMA"), (False, "raw")])
+def test_which_weights_of_a_file_that_has_both(
+    tmp_path: Path, tiny_config: ModelConfig, layout: str, use_ema: bool | None, expected: str
+) -> None:
+    """timm's train.py and DeiT's main.py save the moving average beside the weights; timm loads it."""
+    raw, ema = averaged(tiny_config)
+    if layout == "timm":
+        content = {
+            "epoch": 3,
+            "arch": "deit_tiny_patch16_224",
+            "state_dict": raw,
+            "state_dict_ema": ema,
+            "metric": 81.0,
+        }
+    else:
+        prefix = "module." if layout == "deit in parallel" else ""
+        content = {"model": raw, "model_ema": {prefix + name: value for name, value in ema.items()}, "epoch": 3}
+    torch.save(content, tmp_path / "model_best.pth.tar")
+    reporter = Told()
+    checkpoint = read_checkpoint(tmp_path / "model_best.pth.tar", "--checkpoint", reporter, use_ema)
+    assert torch.equal(checkpoint.state_dict["head.weight"], (ema if expected == "EMA" else raw)["head.weight"])
+    assert checkpoint.layout == ("timm" if layout == "timm" else "published")
+    [line] = reporter.lines
+    assert f"the {expected} weights are used" in line
+    assert ("--no-use-ema" if expected == "EMA" else "--use-ema") in line
+    left = {"state_dict", "model"} if expected == "EMA" else {"state_dict_ema", "model_ema"}
+    assert left & set(checkpoint.info["left_out"]), "what was not used is left out"
+
+
+def test_ema_weights_that_are_not_there(tmp_path: Path, tiny_config: ModelConfig) -> None:
+    raw, _ = averaged(tiny_config)
+    torch.save({"model": raw, "model_ema": None}, tmp_path / "none.pth")
+    torch.save(raw, tmp_path / "plain.pth")
+    save_file(raw, tmp_path / "plain.safetensors")
+    for name in ("none.pth", "plain.pth", "plain.safetensors"):
+        reporter = Told()
+        with pytest.raises(VitcodError, match=rf"^--use-ema: --checkpoint .*{name} holds no EMA weights"):
+            read_checkpoint(tmp_path / name, "--checkpoint", reporter, True)
+        read_checkpoint(tmp_path / name, "--checkpoint", reporter, False)
+        read_checkpoint(tmp_path / name, "--checkpoint", reporter)
+        assert not reporter.lines
+    torch.save({"model": raw, "model_ema": 0.9}, tmp_path / "odd.pth")
+    with pytest.raises(VitcodError, match="holds no model weights"):
+        read_checkpoint(tmp_path / "odd.pth", "--checkpoint")
+
+
+def test_a_file_is_hashed_when_asked_and_once(
+    tmp_path: Path, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plain.pth"
+    torch.save(averaged(tiny_config)[0], path)
+    read: list[str] = []
+    digest = hashlib.sha256
+
+    def counted(*arguments: Any) -> Any:
+        read.append("")
+        return digest(*arguments)
+
+    monkeypatch.setattr(files.hashlib, "sha256", counted)
+    checkpoint = read_checkpoint(path, "--checkpoint")
+    assert not read, "eval needs no checksum"
+    first = checkpoint.sha256
+    assert checkpoint.sha256 == provenance("test", str(path))["made_from"] == first
+    assert len(read) == 1
+    path.write_bytes(path.read_bytes() + b" ")
+    assert sha256_of(path) != first, "another file now"

@@ -29,6 +29,8 @@ torch.set_num_threads(1)
 
 KWARGS = [f"{key}={value}" for key, value in SMALL.items()]
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "model"
+
 
 class Talk(SilentReporter):
     """Remembers what was said."""
@@ -47,7 +49,6 @@ def load(source: object, talk: Talk | None = None, **values: Any) -> VisionTrans
         ModelSettings(**values),
         None if source is None else str(source),
         flag="--checkpoint",
-        num_classes=keywords.get("classes_of_data"),
         mask=keywords.get("mask"),
         reporter=talk or Talk(),
     ).eval()
@@ -113,7 +114,7 @@ def test_the_real_low_rank_checkpoint_under_the_authors_mask(shared: Path) -> No
 
 def test_the_users_words_go_first(tmp_path: Path) -> None:
     save_model(tmp_path / "x.safetensors", random_model(config_of("class token")), {})
-    same = model_config(load(tmp_path / "x.safetensors", model="deit_tiny_patch16_224", classes_of_data=9))
+    same = model_config(load(tmp_path / "x.safetensors", model="deit_tiny_patch16_224"))
     assert same == config_of("class token")
     other = model_config(
         load(tmp_path / "x.safetensors", num_classes=7, img_size=48, model_kwargs=["drop_rate=0.1"])
@@ -123,12 +124,12 @@ def test_the_users_words_go_first(tmp_path: Path) -> None:
 
 
 def test_random_weights() -> None:
-    config = model_config(load(None, model="deit_tiny_patch16_224", model_kwargs=KWARGS, classes_of_data=9))
+    config = model_config(load(None, model="deit_tiny_patch16_224", model_kwargs=KWARGS, num_classes=9))
     assert config == ModelConfig(
         model="deit_tiny_patch16_224", num_classes=9, img_size=(224, 224), model_kwargs=SMALL
     )
     assert model_config(load(None, model="test_vit")).num_classes == 1000
-    assert model_config(load(None, model="test_vit", num_classes=3, classes_of_data=9)).num_classes == 3
+    assert model_config(load(None, model="test_vit", num_classes=3)).num_classes == 3
     assert "--model is needed" in refusal(None)
 
 
@@ -141,18 +142,18 @@ def test_plain_weights_need_a_name(plain: Path) -> None:
     assert config == config_of("class token")
 
 
-def test_published_names_that_timm_does_not_know(shared: Path) -> None:
-    source = shared / "golden" / "model" / "heads4_q_reference.pth"
+def test_published_names_that_timm_does_not_know() -> None:
+    source = GOLDEN / "heads4_q_reference.pth"
     assert "calls its model 'custom'" in refusal(source)
     kwargs = ["patch_size=8", "embed_dim=64", "depth=2", "num_heads=4"]
     config = model_config(load(source, model="deit_tiny_patch16_224", model_kwargs=kwargs))
     assert (config.num_classes, config.img_size, config.svd_type) == (10, (112, 112), "mix_head_fc_q")
 
 
-def test_a_published_checkpoint_trained_under_a_mask_says_so(shared: Path) -> None:
+def test_a_published_checkpoint_trained_under_a_mask_says_so() -> None:
     talk = Talk()
     kwargs = ["patch_size=8", "embed_dim=48", "depth=2", "num_heads=3"]
-    path = shared / "golden" / "model" / "heads3_dense_masked"
+    path = GOLDEN / "heads3_dense_masked"
     load(f"{path}_reference.pth", talk, model="deit_tiny_patch16_224", model_kwargs=kwargs)
     assert len(talk.lines) == 1
     assert "heads3_dense_masked_mask_reference.npy" in talk.lines[0]

@@ -1,4 +1,4 @@
-"""Parity with the published code, on the golden cases that it computed (see the shared folder)."""
+"""Parity with the published code, on the golden cases that it computed (tests/golden)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import SilentReporter
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 CASES = ["heads3_qk", "heads4_q", "heads4_qk_masked", "heads3_dense_masked"]
 
 
@@ -44,9 +45,9 @@ class Golden:
 
 
 @pytest.fixture(params=CASES)
-def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
+def golden(request: pytest.FixtureRequest) -> Golden:
     """Loaded as a user would load it, through --checkpoint, --mask, --model and --model-kwargs."""
-    path = shared / "golden" / "model" / request.param
+    path = GOLDEN / request.param
     with safe_open(path.with_suffix(".safetensors"), "pt") as file:
         expected = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()

@@ -23,12 +23,15 @@ from vitcod_cli.artifacts.files import (
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.pickled import load_pickled
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.reporting import Reporter, SilentReporter
+from vitcod_cli.reporting import QUIET, Reporter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+
+_EMA_OF = {"model": "model_ema", "state_dict": "state_dict_ema"}
+"""Keys of the weights in DeiT's and the published code's files, and in timm's, with those of their average."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Checkpoint:
             file may be one that timm doesn't know.
         layout: whose format the file has.
         source: the path or address it was read from.
-        sha256: of the file.
+        path: the local file; None for weights that timm got from the hub.
         info: the rest of what the file says: for ours the metadata, for a published one ``args`` (a
             dictionary), ``epoch`` and ``left_out`` (names of what was not read).
     """
@@ -50,28 +53,42 @@ class Checkpoint:
     config: ModelConfig | None
     layout: Literal["vitcod", "published", "timm"]
     source: str
-    sha256: str
+    path: Path | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def sha256(self) -> str:
+        """Of the file, read when it is asked for; empty where there is none."""
+        return "" if self.path is None else sha256_of(self.path)
 
-def read_checkpoint(source: str | os.PathLike[str], flag: str, reporter: Reporter | None = None) -> Checkpoint:
+
+def read_checkpoint(
+    source: str | os.PathLike[str], flag: str, reporter: Reporter = QUIET, use_ema: bool | None = None
+) -> Checkpoint:
     """Read a checkpoint from a path or an ``https://`` address.
 
+    Args:
+        use_ema: which weights of a file that holds both, the raw ones and their moving average (timm's and
+            DeiT's training keep both); None takes the average, as timm does, and says so.
+
     Raises:
-        VitcodError: if it can't be read, is something else, or holds Python objects that are not
-            plain data.
+        VitcodError: if it can't be read, is something else, holds Python objects that are not
+            plain data, or has no averaged weights and ``use_ema`` asks for them.
     """
     source = os.fspath(source)
-    path = download(source, flag, reporter or SilentReporter()) if is_url(source) else checked_path(source, flag)
-    what = describe(path)
-    if what is not None and what.container == "safetensors":
+    path = download(source, flag, reporter) if is_url(source) else checked_path(source, flag)
+    description = describe(path)
+    if description is not None and description.container not in ("safetensors", "torch"):
+        raise VitcodError(f"{flag} {source} is not a checkpoint: it seems to be {description}.")
+    if (description is not None and description.container == "safetensors") or path.suffix == ".safetensors":
+        if use_ema:
+            raise VitcodError(_no_ema(flag, source))
         return _read_safetensors(path, source, flag)
-    if what is not None and what.container != "torch":
-        raise VitcodError(f"{flag} {source} is not a checkpoint: it seems to be {what}.")
-    if path.suffix == ".safetensors":  # it has the name and not the content: let the reader say why
-        with open_safetensors(path, flag=flag):
-            pass
-    return _read_pickled(path, source, flag)
+    return _read_pickled(path, source, flag, reporter, use_ema)
+
+
+def _no_ema(flag: str, source: str) -> str:
+    return f"--use-ema: {flag} {source} holds no EMA weights beside its own; leave it out."
 
 
 def _read_safetensors(path: Path, source: str, flag: str) -> Checkpoint:
@@ -86,20 +103,28 @@ def _read_safetensors(path: Path, source: str, flag: str) -> Checkpoint:
                 raise VitcodError(message) from error
         state_dict = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     layout: Literal["vitcod", "timm"] = "vitcod" if metadata else "timm"
-    return Checkpoint(_unwrapped(state_dict), config, layout, source, sha256_of(path), info)
+    return Checkpoint(_unwrapped(state_dict), config, layout, source, path, info)
 
 
-def _read_pickled(path: Path, source: str, flag: str) -> Checkpoint:
+def _read_pickled(path: Path, source: str, flag: str, reporter: Reporter, use_ema: bool | None) -> Checkpoint:
     content = load_pickled(path, source, flag)
     fields: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
-    # "model" is DeiT's and the published code's key for the weights, "state_dict" that of timm's training.
-    key = next((key for key in ("model", "state_dict") if isinstance(fields.get(key), Mapping)), None)
+    raw = next((key for key in _EMA_OF if isinstance(fields.get(key), Mapping)), None)
+    ema = None if raw is None or fields.get(_EMA_OF[raw]) is None else _EMA_OF[raw]
+    if use_ema and ema is None:
+        raise VitcodError(_no_ema(flag, source))
+    key = raw if ema is None or use_ema is False else ema
+    if ema is not None:
+        use = "raw weights are used (--use-ema takes the others)"
+        if key == ema:
+            use = "EMA weights are used (--no-use-ema takes the raw ones)"
+        reporter.info(f"{source} holds EMA weights beside the raw ones: the {use}.")
     weights = content if key is None else fields[key]
     if not _is_state_dict(weights):
         raise VitcodError(f"{flag} {source} holds no model weights; give a checkpoint of a timm or DeiT model.")
     weights, info = _unwrapped(weights), {} if key is None else _published_info(fields, key)
     config = _published_config({"model": fields.get("arch"), **info.get("args", {})}, weights)
-    return Checkpoint(weights, config, "published" if key == "model" else "timm", source, sha256_of(path), info)
+    return Checkpoint(weights, config, "published" if raw == "model" else "timm", source, path, info)
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -98,7 +98,7 @@ def _convert_map(source: str, target: Path, to: Form) -> None:
 def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Path]:
     source = options.source
     target = _target(options, ".safetensors" if options.to == "vitcod" else ".pth")
-    checkpoint = read_checkpoint(source, _FLAG, reporter)
+    checkpoint = read_checkpoint(source, _FLAG, reporter, options.model.use_ema)
     if checkpoint.layout == "published" and options.to == "reference":
         raise VitcodError(f"{source} is in the published form already; --to vitcod turns it into ours.")
     model = _model_of(checkpoint, options, reporter)
@@ -108,7 +108,12 @@ def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Pat
         reporter.info(f"Left out of {source}: {', '.join(left_out)}.")
     if options.to == "vitcod":
         args = {key: plain(value) for key, value in checkpoint.info.items() if key in ("args", "epoch")}
-        write_checkpoint(target, tensors, model_config(model), {**provenance(_MADE_BY, source), **args})
+        write_checkpoint(
+            target,
+            tensors,
+            model_config(model),
+            {**provenance(_MADE_BY, source), "made_from": checkpoint.sha256, **args},
+        )
         return [target]
     keep, mask_target = keep_mask(model), target.with_name(f"{target.stem}_mask.npy")
     if keep is not None:
@@ -121,7 +126,7 @@ def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Pat
 
 def _model_of(checkpoint: Checkpoint, options: ConvertOptions, reporter: Reporter) -> VisionTransformer:
     """The model of the checkpoint, under its mask: proof that the file is whole and fits what it says."""
-    model = build_model(resolve_config(options.model, checkpoint, _FLAG, None))
+    model = build_model(resolve_config(options.model, checkpoint, _FLAG))
     load_weights(model, checkpoint, flag=_FLAG, reporter=reporter)
     shapes = {name: value.shape for name, value in checkpoint.state_dict.items()}
     changed = [name for name, value in model.state_dict().items() if shapes.get(name) != value.shape]

@@ -33,7 +33,6 @@ def load_model(
     source: str | None,
     *,
     flag: str,
-    num_classes: int | None = None,
     drop_path: float = 0.0,
     reporter: Reporter,
     mask: str | None = None,
@@ -45,7 +44,6 @@ def load_model(
         settings: the user's words; they go before the checkpoint's.
         source: path, ``https://`` address, ``timm`` (the hub's pretrained weights) or None (random weights).
         flag: the option that ``source`` came from, for messages.
-        num_classes: class count of the data set, used when neither settings nor checkpoint say.
         drop_path: stochastic depth rate, for training.
         reporter: told what was changed on the way in (head, position embeddings).
         mask: a mask file to apply on top (``--mask``).
@@ -55,7 +53,7 @@ def load_model(
         VitcodError: if the checkpoint can't be read or doesn't fit; the message lists what is amiss.
     """
     checkpoint = _read(settings, source, flag, reporter)
-    model = build_model(resolve_config(settings, checkpoint, flag, num_classes, like), drop_path=drop_path)
+    model = build_model(resolve_config(settings, checkpoint, flag, like), drop_path=drop_path)
     if checkpoint is not None:
         load_weights(model, checkpoint, flag=flag, reporter=reporter)
         hint = checkpoint.info.get("args", {}).get("mask_path")
@@ -94,7 +92,7 @@ def _read(settings: ModelSettings, source: str | None, flag: str, reporter: Repo
     if source is None:
         return None
     if source != HUB:
-        return read_checkpoint(source, flag, reporter)
+        return read_checkpoint(source, flag, reporter, settings.use_ema)
     if settings.model is None:
         raise VitcodError(f"{flag} {HUB} means the hub's weights of a model; name it with --model.")
     return _pretrained(settings, flag)
@@ -117,7 +115,7 @@ def _pretrained(settings: ModelSettings, flag: str) -> Checkpoint:
         ) from error
     state_dict = model.state_dict()
     config = config.changed(num_classes=class_count_of(state_dict))
-    return Checkpoint(state_dict, config, "timm", HUB, sha256="", info={})
+    return Checkpoint(state_dict, config, "timm", HUB)
 
 
 # -- its tensors ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which model to build, from the user's words and the checkpoint's."""
+"""Which model to build, from the user's settings and the checkpoint's."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ def resolve_config(
     settings: ModelSettings,
     checkpoint: Checkpoint | None,
     flag: str,
-    num_classes: int | None,
     like: ModelConfig | None = None,
 ) -> ModelConfig:
-    """The config to build: the user's words, then the checkpoint's, then the data set's, then timm's.
+    """The config to build: the user's settings, then the checkpoint's, then timm's.
 
     Args:
-        settings: the user's words.
+        settings: the user's; they go first.
         checkpoint: what was read, or None for random weights.
         flag: the option that the checkpoint came from, for messages.
-        num_classes: class count of the data set, if known.
         like: taken for the checkpoint's model when the checkpoint does not say which it holds.
 
     Raises:
         VitcodError: if nobody names the model, or two options contradict each other.
     """
-    said = None if checkpoint is None else checkpoint.config
-    own = like if said is None else said
+    config = None if checkpoint is None else checkpoint.config
+    own = like if config is None else config
     name = settings.model or (own.model if own else None)
     if name is None or (settings.model is None and not timm.is_model(name)):
         raise VitcodError(_no_name(checkpoint, name, flag))
@@ -46,9 +44,9 @@ def resolve_config(
         kwargs = {**own.model_kwargs, **kwargs}
         size = own.img_size if size is None else size
     if classes is None and checkpoint is not None:
-        classes = said.num_classes if said else class_count_of(checkpoint.state_dict)
+        classes = config.num_classes if config else class_count_of(checkpoint.state_dict)
     if classes is None:
-        classes = num_classes if num_classes is not None else _default_classes(name)
+        classes = _default_classes(name)
     return ModelConfig(
         model=name,
         num_classes=classes,
@@ -70,11 +68,11 @@ def _no_name(checkpoint: Checkpoint | None, name: str | None, flag: str) -> str:
     return f"{flag} {checkpoint.source} {says} ({words}); name the model with --model."
 
 
-def _one(flag: str, given: Any, in_kwargs: Any) -> Any:
+def _one(flag: str, value: Any, in_kwargs: Any) -> Any:
     """The value of an option that may also be among --model-kwargs, as in timm."""
-    if given is not None and in_kwargs is not None and given != in_kwargs:
-        raise VitcodError(f"{flag} {given} and --model-kwargs say different things ({in_kwargs}); give it once.")
-    return in_kwargs if given is None else given
+    if value is not None and in_kwargs is not None and value != in_kwargs:
+        raise VitcodError(f"{flag} {value} and --model-kwargs say different things ({in_kwargs}); give it once.")
+    return in_kwargs if value is None else value
 
 
 def _pair(size: Any) -> tuple[int, int]:

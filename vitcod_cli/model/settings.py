@@ -66,6 +66,13 @@ class ModelSettings(Settings, panel="Model"):
         aliases=("--input-size",),
     )
 
+    use_ema: bool | None = setting(
+        None,
+        "Which weights of a checkpoint that holds both: their moving average (EMA), or the raw ones.",
+        flag="--use-ema/--no-use-ema",
+        show_default="EMA where there is one",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.kwargs()
