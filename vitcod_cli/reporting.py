@@ -6,7 +6,6 @@ than rank 0 pass :class:`SilentReporter`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -43,7 +42,7 @@ class SilentReporter:
     """Says nothing; remembers the warnings, for tests."""
 
     def __init__(self) -> None:
-        self.warnings: deque[str] = deque(maxlen=1000)
+        self.warnings: list[str] = []
 
     def info(self, text: str) -> None:
         """Drop the line."""
@@ -58,5 +57,10 @@ class SilentReporter:
         yield _SilentProgress()
 
 
-QUIET: Reporter = SilentReporter()
+class _Quiet(SilentReporter):
+    def warn(self, text: str) -> None:
+        """Drop the line, too."""
+
+
+QUIET: Reporter = _Quiet()
 """For callers from Python who ask for no messages."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.attention.collect import collect_attention
 from vitcod_cli.data.images import ImageData
-from vitcod_cli.data.subset import evenly_spaced
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.kernels.fused import FusedKernel
@@ -147,9 +146,9 @@ class Numbered(ImageData):
 
 
 def test_some_images_are_taken_from_all_over_the_data_set() -> None:
-    part = evenly_spaced(Numbered(10), 4)
+    part = Numbered(10).evenly_spaced(4)
     assert [part.load(index)[1] for index in range(len(part))] == [0, 2, 5, 7]
     assert part.describe(2) == "image 5"
     whole = Numbered(3)
-    assert evenly_spaced(whole, 3) is whole
-    assert evenly_spaced(whole, 9) is whole
+    assert whole.evenly_spaced(3) is whole
+    assert whole.evenly_spaced(9) is whole

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,3 +48,11 @@ class Numbered(ImageData):
         if index in self.bad:
             raise OSError("image file is truncated")
         return Image.new("L", (24, 20), index % 256), index
+
+
+@contextmanager
+def process(rank: int, world_size: int) -> Iterator[None]:
+    """What is made in the block reads the share of process ``rank`` of ``world_size``."""
+    environment = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    with mock.patch.dict(os.environ, environment):
+        yield

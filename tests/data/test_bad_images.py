@@ -9,9 +9,10 @@ import torch
 from pictures import CPU, MEDIUM, Numbered, write_images
 
 from vitcod_cli.data.augmentation import AugmentationSettings
+from vitcod_cli.data.calibration import calibration_images
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.images import ImageData
-from vitcod_cli.data.loaders import calibration_images, eval_loader, train_loader
+from vitcod_cli.data.loaders import eval_loader, train_loader
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import SilentReporter
@@ -94,7 +95,7 @@ def test_too_many_stop_the_run_with_their_names(tmp_path: Path, workers: int, tr
         train_loader(data, MEDIUM, PLAIN, seed=0, **options) if training else eval_loader(data, MEDIUM, **options)
     )
     message = refusal(loader)
-    assert "More than --max-bad-images 4 pictures can't be read" in message
+    assert "More than --max-bad-images 4 images can't be read" in message
     assert message.count(str(tmp_path)) == 5
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import CPU, MEDIUM, Numbered, write_images
+from pictures import CPU, MEDIUM, Numbered, process, write_images
 from torch import Tensor
 
+from vitcod_cli.data.calibration import CalibrationImages, calibration_images
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.images import ImageData
-from vitcod_cli.data.loaders import CalibrationImages, calibration_images, eval_loader
+from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.reporting import SilentReporter
 
@@ -50,7 +51,10 @@ def test_processes_share_the_pictures_of_one(tmp_path: Path, crops: str) -> None
     write_images(tmp_path, {"train/a": 11}, size=(60, 50))
     data = open_dataset(DataSettings(data_path=str(tmp_path)), "train", num_classes=None)
     alone = whole(read(data, 11, crops=crops))
-    parts = [whole(read(data, 11, crops=crops, workers=rank, rank=rank, world=2)) for rank in range(2)]
+    parts = []
+    for rank in range(2):
+        with process(rank, 2):
+            parts.append(whole(read(data, 11, crops=crops, workers=rank)))
     assert torch.equal(alone[0::2], parts[0])
     assert torch.equal(alone[1::2], parts[1])
 

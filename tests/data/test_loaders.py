@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import CPU, MEDIUM, Numbered, write_images
+from pictures import CPU, MEDIUM, Numbered, process, write_images
 from torch import Tensor
 
 from vitcod_cli.data.augmentation import AugmentationSettings
@@ -45,9 +45,8 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 def test_evaluation_shows_every_image_once(length: int, world: int, batch_size: int) -> None:
     seen: list[int] = []
     for rank in range(world):
-        loader = eval_loader(
-            Numbered(length), MEDIUM, batch_size=batch_size, workers=0, device=CPU, rank=rank, world=world
-        )
+        with process(rank, world):
+            loader = eval_loader(Numbered(length), MEDIUM, batch_size=batch_size, workers=0, device=CPU)
         batches = list(loader)
         mine = [int(target) for _, targets in batches for target in targets]
         assert len(batches) == len(loader)
@@ -95,8 +94,10 @@ def test_an_abandoned_pass_leaves_no_trace(files: ImageData, workers: int) -> No
 
 
 def test_two_processes_see_the_batches_of_one(files: ImageData) -> None:
-    alone = list(loader_of(files, 4, rank=0, world=1))
-    both = [list(loader_of(files, 2, rank=rank, world=2)) for rank in range(2)]
+    alone, both = list(loader_of(files, 4)), []
+    for rank in range(2):
+        with process(rank, 2):
+            both.append(list(loader_of(files, 2)))
     assert len(alone) == len(both[0]) == len(both[1]) == 3
     for whole, first, second in zip(alone, *both, strict=True):
         for entire, even, odd in zip(whole, first, second, strict=True):
@@ -156,15 +157,17 @@ def test_training_transform_for_statistics(files: ImageData) -> None:
     assert drawn.shape == (13, 3, 48, 48)
     assert torch.equal(drawn, images(transform="train", seed=1))
     assert not torch.equal(drawn, images(transform="train", seed=2))
-    parts = [images(transform="train", seed=1, rank=rank, world=2) for rank in range(2)]
+    parts = []
+    for rank in range(2):
+        with process(rank, 2):
+            parts.append(images(transform="train", seed=1))
     assert torch.equal(drawn[0::2], parts[0])
     assert torch.equal(drawn[1::2], parts[1])
 
 
 def test_what_goes_to_the_workers_can_be_pickled(files: ImageData) -> None:
     """Where processes are not forked (macOS, Python 3.14) it must be."""
-    samples = loader_of(files)._read.__closure__
-    reader = next(cell.cell_contents for cell in samples if type(cell.cell_contents).__name__ == "BatchReader")
+    reader = loader_of(files)._read.__self__
     again = pickle.loads(pickle.dumps(reader._loader.dataset))
     keys = np.array([[3, 17]])
     assert torch.equal(again.__getitems__(keys)[0][0], reader._loader.dataset.__getitems__(keys)[0][0])

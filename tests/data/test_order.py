@@ -14,7 +14,7 @@ from vitcod_cli.data.order import Epochs, own_randomness, repeated, seed_all, sh
 def epochs(
     length: int, batch_size: int, *, repeats: int = 1, seed: int = 0, rank: int = 0, world: int = 1
 ) -> Epochs:
-    return Epochs(length, batch_size=batch_size, repeats=repeats, seed=seed, rank=rank, world=world)
+    return Epochs(length, batch_size=batch_size, repeats=repeats, seed=seed, rank=rank, world_size=world)
 
 
 @pytest.mark.parametrize("length", [256, 300, 1000, 1280])

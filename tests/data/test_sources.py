@@ -5,19 +5,22 @@ import io
 import struct
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pictures import CPU, SMALL, write_images
+from pictures import CPU, SMALL, process, write_images
 from PIL import Image
 from timm.data import dataset_factory
 
 from vitcod_cli.data.augmentation import AugmentationSettings
+from vitcod_cli.data.calibration import calibration_images
 from vitcod_cli.data.datasets import open_dataset
-from vitcod_cli.data.loaders import calibration_images, eval_loader, train_loader
+from vitcod_cli.data.loaders import eval_loader, train_loader
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.streams import StreamImages
 from vitcod_cli.errors import VitcodError
 
 
@@ -131,7 +134,8 @@ def test_stream_counts_every_image_once(shards: Path, workers: int) -> None:
     assert len(data) == 13
     seen = []
     for rank in range(2):
-        loader = eval_loader(data, SMALL, batch_size=4, workers=workers, device=CPU, rank=rank, world=2)
+        with process(rank, 2):
+            loader = eval_loader(data, SMALL, batch_size=4, workers=workers, device=CPU)
         seen += [int(target) for _, targets in loader for target in targets]
         assert loader.num_images == 7 - rank
     assert sorted(seen) == list(range(13))
@@ -158,6 +162,55 @@ def test_calibration_takes_the_first_of_a_stream(shards: Path) -> None:
     red = images.tensor(slice(None))[:, 0, 0, 0]
     assert len(images) == 5
     assert torch.all(red.diff() > 0)
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """What timm makes of a stream, as far as our reader asks for it: ten images in order."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.transform = length, None
+        self.reader = SimpleNamespace(ds=None)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Any:
+        pixels = np.random.default_rng(0).integers(0, 256, (10, 30, 40, 3), dtype=np.uint8)
+        return iter([(Image.fromarray(image), index) for index, image in enumerate(pixels)])
+
+    def set_loader_cfg(self, num_workers: int) -> None:
+        """Nothing to plan."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """The same in every epoch."""
+
+
+def stream(length: int) -> StreamImages:
+    return StreamImages("wds/x", lambda training, batch_size, seed: Stream(length), length, 10)
+
+
+def test_every_draw_of_a_stream_has_crops_of_its_own() -> None:
+    def crops(kind: Any, draw: int) -> torch.Tensor:
+        images = calibration_images(stream(10), SMALL, 4, workers=0, device=CPU, seed=0, crops=kind, draw=draw)
+        return images.tensor(slice(None))
+
+    centre, first, again, second = crops("center", 0), crops("random", 1), crops("random", 1), crops("random", 2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(centre, first)
+
+
+def test_a_stream_without_a_count_is_not_trained_on() -> None:
+    """An epoch needs an end; an evaluation finds it."""
+    with pytest.raises(VitcodError, match=r"wds/x doesn't say how many images .*--train-split 'name-.*\|50000'"):
+        train_loader(stream(0), SMALL, AugmentationSettings(), batch_size=2, workers=0, device=CPU, seed=0)
+    stream(10).check_countable("--train-split")
+    seen = [
+        int(t)
+        for _, targets in eval_loader(stream(0), SMALL, batch_size=4, workers=0, device=CPU)
+        for t in targets
+    ]
+    assert seen == list(range(10))
 
 
 def test_stream_without_shards(tmp_path: Path) -> None:

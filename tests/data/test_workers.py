@@ -13,6 +13,7 @@ from pictures import CPU, MEDIUM, Numbered
 from vitcod_cli.data import workers
 from vitcod_cli.data.batches import BatchReader
 from vitcod_cli.data.loaders import eval_loader
+from vitcod_cli.data.reading import Reading
 from vitcod_cli.errors import VitcodError
 
 
@@ -29,8 +30,9 @@ def test_default_follows_the_cores(
 
 
 def test_images_in_memory_need_no_workers() -> None:
-    options = {"workers": None, "device": CPU, "replace_bad": False, "reporter": None}
-    reader = BatchReader(Numbered(3), MEDIUM, MEDIUM.eval_transform(), **options)
+    transform = MEDIUM.eval_transform()
+    reading = Reading(preprocess=MEDIUM, transform=transform, batch_size=2, workers=None, device=CPU)
+    reader = BatchReader(Numbered(3), reading)
     assert reader._loader.num_workers == 0
 
 

@@ -1,4 +1,4 @@
-"""Reading batches of pictures in worker processes, each picture with its own seed."""
+"""Reading batches of images in worker processes, each image with its own seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitcod_cli import distributed
-from vitcod_cli.data.images import ImageData
-from vitcod_cli.data.order import own_randomness, seed_all
-from vitcod_cli.data.preprocess import Preprocess, Transform
+from vitcod_cli.data.bad_images import BadImages, warn
+from vitcod_cli.data.order import Epochs, keys_of, own_randomness, seed_all, shuffled
+from vitcod_cli.data.preprocess import Transform
+from vitcod_cli.data.reading import Batches, Reading
 from vitcod_cli.data.workers import DEATHS, default_workers, explain, start_worker
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.reporting import Reporter
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for broken files, depending on the format."""
@@ -45,10 +45,25 @@ class Batch(NamedTuple):
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), *self[2:])
 
 
+class Indexed(Protocol):
+    """What :class:`BatchReader` needs of a data set; see :class:`~vitcod_cli.data.images.ImageData`."""
+
+    in_memory: bool
+    bad_images: BadImages
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        """Image and label."""
+
+    def describe(self, index: int) -> str:
+        """A name for messages."""
+
+
 class _Samples(Dataset[Any]):
     """What lives in the workers: keys [n, 2] of (index, seed) to a batch."""
 
-    def __init__(self, data: ImageData, mode: str, transform: Transform, replace_bad: bool) -> None:
+    def __init__(self, data: Indexed, mode: str, transform: Transform, replace_bad: bool) -> None:
         self.data = data
         self.mode = mode
         self.transform = transform
@@ -109,54 +124,88 @@ class _Keys(Sampler[Any]):
 
 
 class BatchReader:
-    """Reads any list of batches through one set of workers, which live as long as it does."""
+    """Reads images by index through one set of workers, which live as long as it does.
 
-    def __init__(
-        self,
-        data: ImageData,
-        preprocess: Preprocess,
-        transform: Transform,
-        *,
-        workers: int | None,
-        device: torch.device,
-        replace_bad: bool,
-        reporter: Reporter | None,
-    ) -> None:
-        self._data, self._preprocess, self._device = data, preprocess, device
-        self._replace_bad, self._reporter = replace_bad, reporter
+    The :class:`~vitcod_cli.data.reading.Reader` of every data set that has indices.
+    """
+
+    def __init__(self, data: Indexed, reading: Reading) -> None:
+        self._data, self._reading = data, reading
+        rank, world_size = distributed.rank(), distributed.world_size()
+        self._mine = np.arange(len(data))[rank::world_size]
+        self.num_images = len(self._mine)
+        self._epochs = Epochs(
+            len(data),
+            batch_size=reading.batch_size,
+            repeats=reading.repeats,
+            seed=reading.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.steps = len(self._epochs)
         self._keys = _Keys()
+        workers = reading.workers
         if workers is None:
             workers = 0 if data.in_memory else default_workers()
         self._loader: DataLoader[Any] = DataLoader(
-            _Samples(data, preprocess.mode, transform, replace_bad),
+            _Samples(data, reading.preprocess.mode, reading.transform, reading.training),
             batch_sampler=self._keys,
             num_workers=workers,
             collate_fn=collate,
-            pin_memory=device.type == "cuda",
+            pin_memory=reading.device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=start_worker,
             # Its own generator: DataLoader draws a number at each pass, which must not move the global one.
             generator=torch.Generator(),
         )
+        if reading.training and self._epochs.wraps:
+            warn(
+                f"There are only {len(data)} training images for a global batch of "
+                f"{reading.batch_size * world_size}: some are shown more than once in each step.",
+                reading.reporter,
+            )
 
-    def read(self, batches: Iterable[np.ndarray], *, raw: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images, targets, indices) of each batch of keys; ``raw`` leaves the images as the workers made them.
+    def one_pass(self) -> Batches:
+        """Every image of this process once, in order."""
+        return self._read(self._in_batches(self._mine, self._mine))
+
+    def epoch(self, epoch: int, start: int) -> Batches:
+        """The batches ``start``, ... of a training epoch; see :class:`~vitcod_cli.data.order.Epochs`."""
+        return self._read(self._epochs.batches(epoch, start))
+
+    def sample(self, count: int) -> Batches:
+        """This process's share of ``count`` images, drawn by the seed from the whole data set."""
+        rank, world_size = distributed.rank(), distributed.world_size()
+        drawn = shuffled(len(self._data), self._reading.seed)[:count]
+        positions = np.arange(len(drawn))
+        return self._read(self._in_batches(drawn[rank::world_size], positions[rank::world_size]))
+
+    def _in_batches(self, indices: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+        seed = (self._reading.seed, self._reading.draw) if self._reading.random else None
+        keys, size = keys_of(indices, positions, seed), self._reading.batch_size
+        return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+    def _read(self, batches: Iterable[np.ndarray]) -> Batches:
+        """(images, targets, indices) of each batch of keys.
 
         Raises:
-            VitcodError: for more unreadable pictures than allowed, or a worker that died.
+            VitcodError: for more unreadable images than allowed, or a worker that died.
         """
         self._keys.batches = batches
+        reading = self._reading
         for batch in one_sentence(self._loader):
             for index, reason in batch.bad:
-                self._data.bad_images.found(
-                    self._data.describe(index), reason, replaced=self._replace_bad, reporter=self._reporter
+                self._data.bad_images.report(
+                    self._data.describe(index), reason, replaced=reading.training, reporter=reading.reporter
                 )
-            if self._replace_bad and batch.missing:
+            if reading.training and batch.missing:
                 raise VitcodError("The training images can't be read, not one of them; look at --data-path.")
             if len(batch.targets) == 0:
                 continue
-            images = batch.images if raw else self._preprocess.to_device(batch.images, self._device)
-            yield images, batch.targets.to(self._device, non_blocking=True), batch.indices
+            images = batch.images
+            if not reading.raw:
+                images = reading.preprocess.to_device(images, reading.device)
+            yield images, batch.targets.to(reading.device, non_blocking=True), batch.indices
 
 
 def one_sentence(loader: DataLoader[Any]) -> Iterator[Batch]:
@@ -170,14 +219,6 @@ def one_sentence(loader: DataLoader[Any]) -> Iterator[Batch]:
         if explanation is None:
             raise
         raise explanation from error
-
-
-def place(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Rank and number of processes, those of the running job where they are None."""
-    return (
-        distributed.rank() if rank is None else rank,
-        distributed.world_size() if world is None else world,
-    )
 
 
 class _quiet_child_deaths:  # noqa: N801

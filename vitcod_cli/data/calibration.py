@@ -1,31 +1,28 @@
-"""A few hundred pictures kept in memory, for the passes of a calibration."""
+"""A few hundred images kept in memory, for the passes of a calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vitcod_cli import distributed
-from vitcod_cli.data.batches import BatchReader, place
 from vitcod_cli.data.images import ImageData
-from vitcod_cli.data.order import keys_of, shuffled
 from vitcod_cli.data.preprocess import Preprocess
-from vitcod_cli.data.streams import StreamImages, StreamReader
-from vitcod_cli.reporting import Reporter, SilentReporter
+from vitcod_cli.data.reading import Reading
+from vitcod_cli.reporting import QUIET, Reporter
 
 _BATCH = 32
 
 
 class CalibrationImages:
-    """Pictures decoded once and kept as bytes: this process's share of them.
+    """Images decoded once and kept as bytes: this process's share of them.
 
-    ``len()`` is this process's number of pictures, ``num_images`` that of all processes. They take
-    ``len * C * H * W`` bytes of main memory. With several crops of each picture (:meth:`with_crops`)
-    all pictures come first in their first crop, then all in their second, and so on.
+    ``len()`` is this process's number of images, ``num_images`` that of all processes. They take
+    ``len * C * H * W`` bytes of main memory. With several crops of each image (:meth:`with_crops`)
+    all images come first in their first crop, then all in their second, and so on.
     """
 
     def __init__(
@@ -41,21 +38,21 @@ class CalibrationImages:
         return len(self._images)
 
     def with_crops(self, others: Sequence[CalibrationImages]) -> CalibrationImages:
-        """These pictures together with other crops of the same ones."""
+        """These images together with other crops of the same ones."""
         images = torch.cat([self._images, *(other._images for other in others)])
         return CalibrationImages(images, self._preprocess, self._device, self.num_images, 1 + len(others))
 
     def first_crops(self) -> CalibrationImages:
-        """Each picture once, in its first crop."""
+        """Each image once, in its first crop."""
         images = self._images[: len(self) // self.crops]
         return CalibrationImages(images, self._preprocess, self._device, self.num_images)
 
     def tensor(self, indices: Tensor | slice) -> Tensor:
-        """The pictures at these places of this process's share, normalised float32 [n, C, H, W] on the device."""
+        """The images at these indices of this process's share, normalised float32 [n, C, H, W] on the device."""
         return self._preprocess.to_device(self._images[indices], self._device)
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-        """All pictures once, in their order, or shuffled by ``generator``; float32 [B, C, H, W] on the device."""
+        """All images once, in their order, or shuffled by ``generator``; float32 [B, C, H, W] on the device."""
         if generator is None:
             for start in range(0, len(self), batch_size):
                 yield self.tensor(slice(start, start + batch_size))
@@ -75,52 +72,35 @@ def calibration_images(
     seed: int,
     crops: Literal["center", "random"] = "center",
     draw: int = 0,
-    reporter: Reporter | None = None,
-    rank: int | None = None,
-    world: int | None = None,
+    reporter: Reporter = QUIET,
 ) -> CalibrationImages:
-    """Read ``count`` pictures, drawn by ``seed`` from the whole data set and spread over the processes.
+    """Read ``count`` images, drawn by ``seed`` from the whole data set and spread over the processes.
 
-    If there are fewer, all are used, and ``reporter`` says so. Unreadable pictures are left out. Of
+    If there are fewer, all are used, and ``reporter`` says so. Unreadable images are left out. Of
     a stream the first ``count`` are taken.
 
     Args:
         crops: ``center`` is the evaluation transform; ``random`` a random crop and flip of each.
-        draw: which random crop: another number gives another crop of the same pictures.
-        rank: place among the processes; of the running job if left out.
-        world: number of processes; of the running job if left out.
+        draw: which random crop: another number gives another crop of the same images.
     """
-    given, (rank, world) = world, place(rank, world)
-    reporter = reporter or SilentReporter()
     random = crops == "random"
-    function = preprocess.random_crop_transform() if random else preprocess.eval_transform()
-    cpu = torch.device("cpu")
-    if isinstance(dataset, StreamImages):
-        share = len(range(rank, count, world))
-        stream = StreamReader(
-            dataset,
-            preprocess,
-            function,
-            batch_size=_BATCH,
-            # One worker keeps the images in their order, so that the first ones are the same for all processes.
-            workers=0 if workers == 0 else 1,
-            device=cpu,
-            rank=rank,
-            world=world,
-            training=False,
-            seed=seed,
+    reader = dataset.reader(
+        Reading(
+            preprocess=preprocess,
+            transform=preprocess.random_crop_transform() if random else preprocess.eval_transform(),
             random=random,
+            draw=draw,
+            batch_size=_BATCH,
+            workers=workers,
+            device=torch.device("cpu"),
+            seed=seed,
+            raw=True,
+            reporter=reporter,
         )
-        batches = stream.read(raw=True)
-    else:
-        drawn = shuffled(len(dataset), seed)[:count]
-        places = np.arange(len(drawn))[rank::world]
-        keys = keys_of(drawn[rank::world], places, (seed, draw) if random else None)
-        share = len(keys)
-        reader = BatchReader(
-            dataset, preprocess, function, workers=workers, device=cpu, replace_bad=False, reporter=reporter
-        )
-        batches = reader.read([keys[i : i + _BATCH] for i in range(0, share, _BATCH)], raw=True)
+    )
+    available = len(dataset) or count  # a stream may not say how many
+    share = len(range(distributed.rank(), min(count, available), distributed.world_size()))
+    batches = reader.sample(count)
     images = torch.empty(share, *preprocess.input_size, dtype=torch.uint8)
     read = 0
     with reporter.progress("read images", share) as progress:
@@ -129,7 +109,7 @@ def calibration_images(
             images[read : read + len(part)] = part
             read += len(part)
             progress.advance(len(part))
-    total = read if given is not None else sum(distributed.gather_objects(read))
-    if total < count and given is None:
+    total = sum(distributed.gather_objects(read))
+    if total < count:
         reporter.info(f"Calibration uses {total} images: there are no more ({count} were asked for).")
     return CalibrationImages(images[:read], preprocess, device, total)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from vitcod_cli.data.bad_images import warn
 from vitcod_cli.data.digits import DigitImages
 from vitcod_cli.data.folder import open_folder
-from vitcod_cli.data.images import ImageData, warn
+from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.inaturalist import open_inaturalist
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.sources import PREFIXES, open_source

@@ -10,7 +10,8 @@ from timm.data.dataset_factory import create_dataset
 from timm.data.readers.img_extensions import IMG_EXTENSIONS
 from timm.utils.misc import natural_key
 
-from vitcod_cli.data.images import FileImages, ImageData, SourceImages, warn
+from vitcod_cli.data.bad_images import warn
+from vitcod_cli.data.images import FileImages, ImageData, SourceImages
 from vitcod_cli.data.labels import are_imagenet, label_map, read_class_map
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError

@@ -1,8 +1,7 @@
-"""The map-style data sets: pictures by index, each with a label and a name for messages."""
+"""The map-style data sets: images by index, each with a label and a name for messages."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,57 +9,19 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vitcod_cli import distributed
-from vitcod_cli.errors import VitcodError
-from vitcod_cli.reporting import Reporter
-
-_logger = logging.getLogger(__name__)
-
-
-class BadImages:
-    """The unreadable pictures that this process has met, and how many it puts up with."""
-
-    def __init__(self, limit: int = 10) -> None:
-        self.limit = limit
-        self.reasons: dict[str, str] = {}
-
-    def found(self, picture: str, reason: str, *, replaced: bool, reporter: Reporter | None = None) -> None:
-        """Warn of one picture, the first time that it is met.
-
-        Raises:
-            VitcodError: when there are more than ``limit``.
-        """
-        if picture in self.reasons:
-            return
-        self.reasons[picture] = reason
-        if len(self.reasons) > self.limit:
-            listed = "; ".join(f"{name} ({why})" for name, why in list(self.reasons.items())[:5])
-            more = f"; and {len(self.reasons) - 5} more" if len(self.reasons) > 5 else ""
-            raise VitcodError(
-                f"More than --max-bad-images {self.limit} pictures can't be read: {listed}{more}. "
-                "Mend or remove them, or raise --max-bad-images."
-            )
-        fate = "another takes its place" if replaced else "it is left out"
-        # Each process reads other pictures, and the reporters of all but the first are silent.
-        warn(f"Can't read {picture} ({reason}); {fate}.", reporter if distributed.is_main() else None)
-
-
-def warn(text: str, reporter: Reporter | None) -> None:
-    """Warn through ``reporter``, or through logging where there is none."""
-    if reporter is None:
-        _logger.warning(text)
-    else:
-        reporter.warn(text)
+from vitcod_cli.data.bad_images import BadImages
+from vitcod_cli.data.batches import BatchReader
+from vitcod_cli.data.reading import Reader, Reading
 
 
 class ImageData(Dataset[tuple[Any, int]]):
-    """Pictures by index.
+    """Images by index.
 
     Attributes:
         num_classes: labels are below this number.
         transform: applied by ``[]``, as in timm's and torchvision's data sets; the loaders bring their own.
         in_memory: reading is so cheap that worker processes would cost more than they bring.
-        bad_images: the unreadable pictures that the loaders of this process have met.
+        bad_images: the unreadable images that the loaders of this process have met.
     """
 
     in_memory = False
@@ -74,7 +35,7 @@ class ImageData(Dataset[tuple[Any, int]]):
         raise NotImplementedError
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """Picture and label; the picture may be in any mode and not yet decoded."""
+        """Image and label; the image may be in any mode and not yet decoded."""
         raise NotImplementedError
 
     def describe(self, index: int) -> str:
@@ -86,9 +47,42 @@ class ImageData(Dataset[tuple[Any, int]]):
         image.load()
         return (image if self.transform is None else self.transform(image)), target
 
+    def reader(self, reading: Reading) -> Reader:
+        """Reads this process's share of the images."""
+        return BatchReader(self, reading)
+
+    def evenly_spaced(self, count: int) -> ImageData:
+        """``count`` images spread over the whole: of a data set in class order, some of each class."""
+        return self if len(self) <= count else Subset(self, count)
+
+    def check_countable(self, flag: str) -> None:
+        """Raise a VitcodError if nobody knows how many images there are: an epoch needs to have an end."""
+
+
+class Subset(ImageData):
+    """``count`` images of ``data``, evenly spaced."""
+
+    def __init__(self, data: ImageData, count: int) -> None:
+        super().__init__(data.num_classes)
+        self.data = data
+        self.in_memory = data.in_memory
+        self.bad_images = data.bad_images
+        self._indices = np.arange(count) * len(data) // count
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        """As ``data`` has it."""
+        return self.data.load(int(self._indices[index]))
+
+    def describe(self, index: int) -> str:
+        """As ``data`` has it."""
+        return self.data.describe(int(self._indices[index]))
+
 
 class FileImages(ImageData):
-    """Pictures in files of their own.
+    """Images in files of their own.
 
     Paths are kept in one array of bytes rather than a million strings: worker processes share it,
     where reference counts would make each of them copy it page by page.
@@ -115,7 +109,7 @@ class FileImages(ImageData):
 
 
 class SourceImages(ImageData):
-    """Pictures of a torchvision or timm data set."""
+    """Images of a torchvision or timm data set."""
 
     def __init__(self, source: Any, num_classes: int, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
@@ -126,7 +120,7 @@ class SourceImages(ImageData):
         return len(self.source)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """Ask the source; timm's readers are asked directly, for timm itself skips bad pictures in silence."""
+        """Ask the source; timm's readers are asked directly, for timm itself skips bad images in silence."""
         reader = getattr(self.source, "reader", None)
         image, target, *_ = self.source[index] if reader is None else reader[index]
         if not isinstance(image, Image.Image):

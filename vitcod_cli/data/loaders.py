@@ -1,4 +1,4 @@
-"""Batches of normalised images on the device, for training, evaluation and calibration."""
+"""Batches of normalised images on the device, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vitcod_cli import distributed
 from vitcod_cli.data.augmentation import AugmentationSettings
-from vitcod_cli.data.batches import BatchReader, place
-from vitcod_cli.data.calibration import CalibrationImages, calibration_images
-from vitcod_cli.data.images import ImageData, warn
-from vitcod_cli.data.order import Epochs, keys_of
+from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
-from vitcod_cli.data.streams import StreamImages, StreamReader
+from vitcod_cli.data.reading import Batches, Reading
 from vitcod_cli.reporting import Reporter
-
-__all__ = ["CalibrationImages", "EvalLoader", "TrainLoader", "calibration_images", "eval_loader", "train_loader"]
-
-Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 class EvalLoader:
     """Every image exactly once over all processes; iterates (images, targets).
 
     Images are float32 [B, C, H, W] and targets int64 [B], on the device. Process r takes the images
-    r, r + world, ...: nothing is padded, so the processes' batches may differ in number by one.
+    r, r + world_size, ...: nothing is padded, so the processes' batches may differ in number by one.
 
     Attributes:
         num_images: images of this process, unreadable ones included; 0 for a stream of unknown length.
@@ -59,49 +52,33 @@ def eval_loader(
     augmentation: AugmentationSettings | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
-    rank: int | None = None,
-    world: int | None = None,
 ) -> EvalLoader:
     """A loader that shows every image once, in order, spread over the processes.
 
-    An unreadable picture is left out, with a warning: a replacement would falsify the figures.
+    An unreadable image is left out, with a warning: a replacement would falsify the metrics.
 
     Args:
         transform: ``train`` gives one draw of the training transform of each image.
         augmentation: of that draw; DeiT's if left out.
         seed: of that draw.
-        rank: place among the processes; of the running job if left out.
-        world: number of processes; of the running job if left out.
     """
-    rank, world = place(rank, world)
     train = transform == "train"
-    function = (
-        preprocess.train_transform(augmentation or AugmentationSettings())
-        if train
-        else preprocess.eval_transform()
-    )
-    mine = np.arange(len(dataset))[rank::world]
-    if isinstance(dataset, StreamImages):
-        stream = StreamReader(
-            dataset,
-            preprocess,
-            function,
+    function = preprocess.eval_transform()
+    if train:
+        function = preprocess.train_transform(augmentation or AugmentationSettings())
+    reader = dataset.reader(
+        Reading(
+            preprocess=preprocess,
+            transform=function,
+            random=train,
             batch_size=batch_size,
             workers=workers,
             device=device,
-            rank=rank,
-            world=world,
-            training=False,
             seed=seed,
-            random=train,
+            reporter=reporter,
         )
-        return EvalLoader(stream.read, len(mine), batch_size)
-    reader = BatchReader(
-        dataset, preprocess, function, workers=workers, device=device, replace_bad=False, reporter=reporter
     )
-    keys = keys_of(mine, mine, (seed, 0) if train else None)
-    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    return EvalLoader(lambda: reader.read(batches), len(keys), batch_size)
+    return EvalLoader(reader.one_pass, reader.num_images, batch_size)
 
 
 class TrainLoader:
@@ -142,46 +119,31 @@ def train_loader(
     device: torch.device,
     seed: int,
     reporter: Reporter | None = None,
-    rank: int | None = None,
-    world: int | None = None,
 ) -> TrainLoader:
     """A loader whose batches depend on ``seed``, the epoch and the global batch size only.
 
-    See :class:`~vitcod_cli.data.order.Epochs` for the order. An unreadable picture is replaced by the
+    See :class:`~vitcod_cli.data.order.Epochs` for the order. An unreadable image is replaced by the
     next readable one, with a warning.
 
     Args:
         batch_size: images of each step in this process.
-        rank: place among the processes; of the running job if left out.
-        world: number of processes; of the running job if left out.
+
+    Raises:
+        VitcodError: if the data set doesn't say how many images it has.
     """
-    rank, world = place(rank, world)
-    function = preprocess.train_transform(augmentation)
-    global_batch = batch_size * world
-    if isinstance(dataset, StreamImages):
-        stream = StreamReader(
-            dataset,
-            preprocess,
-            function,
+    dataset.check_countable("--train-split")
+    reader = dataset.reader(
+        Reading(
+            preprocess=preprocess,
+            transform=preprocess.train_transform(augmentation),
+            random=True,
+            training=True,
+            repeats=augmentation.repeats,
             batch_size=batch_size,
             workers=workers,
             device=device,
-            rank=rank,
-            world=world,
-            training=True,
             seed=seed,
+            reporter=reporter,
         )
-        return TrainLoader(stream.read, len(stream), global_batch)
-    reader = BatchReader(
-        dataset, preprocess, function, workers=workers, device=device, replace_bad=True, reporter=reporter
     )
-    epochs = Epochs(
-        len(dataset), batch_size=batch_size, repeats=augmentation.repeats, seed=seed, rank=rank, world=world
-    )
-    if epochs.wraps:
-        warn(
-            f"There are only {len(dataset)} training images for a global batch of {global_batch}: "
-            "some are shown more than once in each step.",
-            reporter,
-        )
-    return TrainLoader(lambda epoch, start: reader.read(epochs.batches(epoch, start)), len(epochs), global_batch)
+    return TrainLoader(reader.epoch, reader.steps, batch_size * distributed.world_size())

@@ -1,4 +1,4 @@
-"""Which picture comes when, and what luck it has: functions of the seed, the epoch and the position alone.
+"""The order of images and the random seed of each: functions of the seed, the epoch and the position alone.
 
 Nothing here depends on the number of processes or workers, nor on what ran before. That makes
 one process see what two see, and a resumed run see what an uninterrupted one would have.
@@ -43,7 +43,7 @@ def repeated(order: np.ndarray, repeats: int) -> np.ndarray:
 
 
 def keys_of(indices: np.ndarray, positions: np.ndarray, seed: tuple[int, ...] | None) -> np.ndarray:
-    """int64 [n, 2]: what a worker is told of each picture, its index and its own seed (-1: it needs none)."""
+    """int64 [n, 2]: what a worker is told of each image, its index and its own seed (-1: it needs none)."""
     keys = np.full((len(indices), 2), -1, dtype=np.int64)
     keys[:, 0] = indices
     if seed is not None:
@@ -54,15 +54,17 @@ def keys_of(indices: np.ndarray, positions: np.ndarray, seed: tuple[int, ...] | 
 class Epochs:
     """The batches of a training run, as keys for the workers.
 
-    The order of an epoch is one list for all processes, repeats of a picture side by side as in
-    DeiT's repeated augmentation; step g takes its g-th ``batch_size * world`` entries and process r
-    of these r, r + world, ... Each entry has its own augmentation. The last, incomplete step is
+    The order of an epoch is one list for all processes, repeats of an image side by side as in
+    DeiT's repeated augmentation; step g takes its g-th ``batch_size * world_size`` entries and process r
+    of these r, r + world_size, ... Each entry has its own augmentation. The last, incomplete step is
     dropped; a data set smaller than one step is repeated to fill it (``wraps``).
     """
 
-    def __init__(self, length: int, *, batch_size: int, repeats: int, seed: int, rank: int, world: int) -> None:
+    def __init__(
+        self, length: int, *, batch_size: int, repeats: int, seed: int, rank: int, world_size: int
+    ) -> None:
         self._length, self._repeats, self._seed = length, repeats, seed
-        self._global_batch, self._rank, self._world = batch_size * world, rank, world
+        self._global_batch, self._rank, self._world_size = batch_size * world_size, rank, world_size
         entries = len(repeated(np.empty(length, dtype=np.int8), repeats))
         self.wraps = entries < self._global_batch
         self._steps = max(1, entries // self._global_batch)
@@ -79,7 +81,7 @@ class Epochs:
         positions = np.arange(len(order))
         for step in range(start, len(self)):
             first = step * self._global_batch
-            mine = slice(first + self._rank, first + self._global_batch, self._world)
+            mine = slice(first + self._rank, first + self._global_batch, self._world_size)
             yield keys_of(order[mine], positions[mine], (self._seed, epoch))
 
 

@@ -7,19 +7,21 @@ itself skips what it can't read. Evaluation still counts every image exactly onc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vitcod_cli import distributed
 from vitcod_cli.data.batches import Sample, collate, one_sentence
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.order import own_randomness, seed_all, stable_seed
-from vitcod_cli.data.preprocess import Preprocess, Transform
+from vitcod_cli.data.preprocess import Transform
+from vitcod_cli.data.reading import Batches, Reader, Reading
 from vitcod_cli.data.workers import default_workers, start_worker
+from vitcod_cli.errors import VitcodError
 
 
 class StreamImages(ImageData):
@@ -51,6 +53,26 @@ class StreamImages(ImageData):
         """An image of a stream has no name."""
         return f"an image of {self.name}"
 
+    def reader(self, reading: Reading) -> Reader:
+        """Reads all images for one pass, a shuffled share of them for training."""
+        return StreamReader(self, reading)
+
+    def evenly_spaced(self, count: int) -> ImageData:
+        """The whole: whoever reads it stops after ``count`` images."""
+        return self
+
+    def check_countable(self, flag: str) -> None:
+        """See :meth:`ImageData.check_countable`; ``flag`` is the option that names the split.
+
+        Raises:
+            VitcodError: if the data set doesn't say how many images it has.
+        """
+        if not self._length:
+            raise VitcodError(
+                f"--dataset {self.name} doesn't say how many images its training split has; say it behind the "
+                f"shards, as in {flag} 'name-{{0000..0049}}.tar|50000'."
+            )
+
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         source = self.open_source(False, 1, 0)
         source.transform = self.transform
@@ -81,68 +103,58 @@ class _Samples(IterableDataset[Sample]):
 
 
 class StreamReader:
-    """Batches of a stream: of all its images for evaluation, of a shuffled share for training."""
+    """The :class:`~vitcod_cli.data.reading.Reader` of a stream."""
 
-    def __init__(
-        self,
-        data: StreamImages,
-        preprocess: Preprocess,
-        transform: Transform,
-        *,
-        batch_size: int,
-        workers: int | None,
-        device: torch.device,
-        rank: int,
-        world: int,
-        training: bool,
-        seed: int,
-        random: bool = False,
-    ) -> None:
-        self._preprocess, self._transform, self._device = preprocess, transform, device
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._training, self._seed, self._random = training, seed, random or training
-        self._workers = default_workers() if workers is None else workers
-        self._source = data.open_source(training, batch_size, stable_seed(seed) % 2**31)
+    def __init__(self, data: StreamImages, reading: Reading) -> None:
+        self._reading = reading
+        self._rank, self._world_size = distributed.rank(), distributed.world_size()
+        self._workers = default_workers() if reading.workers is None else reading.workers
+        self._source = data.open_source(reading.training, reading.batch_size, stable_seed(reading.seed) % 2**31)
         reader = self._source.reader
-        # Training gives each process shards of its own. For evaluation each goes through all and keeps
-        # every world-th image, for shards are rarely of equal length.
-        reader.dist_rank, reader.dist_num_replicas = (rank, world) if training else (0, 1)
+        # Training gives each process shards of its own. Else each goes through all and keeps every
+        # world_size-th image, for shards are rarely of equal length.
+        shards = (self._rank, self._world_size) if reading.training else (0, 1)
+        reader.dist_rank, reader.dist_num_replicas = shards
         self._source.set_loader_cfg(num_workers=self._workers)
+        self.num_images = len(range(self._rank, len(data), self._world_size))
+        self.steps = max(1, len(self._source) // reading.batch_size) if reading.training else 0
 
-    def __len__(self) -> int:
-        """Batches of a pass."""
-        images = len(self._source)
-        if self._training:
-            return max(1, images // self._batch_size)
-        return math.ceil(len(range(self._rank, images, self._world)) / self._batch_size)
+    def one_pass(self) -> Batches:
+        """Every image of this process once, in the order of the stream."""
+        return self._read(0, self._workers)
 
-    def read(
-        self, epoch: int = 0, start: int = 0, *, raw: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images, targets, indices) of each batch of an epoch from ``start`` on; the indices are all -1.
+    def epoch(self, epoch: int, start: int) -> Batches:
+        """The batches ``start``, ... of a training epoch; those before them are read and dropped."""
+        return islice(self._read(epoch, self._workers), start, self.steps)
 
-        The batches before ``start`` are read and dropped.
-        """
+    def sample(self, count: int) -> Batches:
+        """This process's share of the first ``count`` images."""
+        # One worker keeps the images in their order, so that the first ones are the same for all processes.
+        self._source.set_loader_cfg(num_workers=min(self._workers, 1))
+        return self._read(0, min(self._workers, 1))
+
+    def _read(self, epoch: int, workers: int) -> Batches:
+        """(images, targets, indices) of each batch; the indices are all -1."""
+        reading = self._reading
         self._source.reader.ds = None
         self._source.set_epoch(epoch)
-        seed = (self._seed, epoch, self._rank) if self._random else None
-        samples = _Samples(self._source, self._preprocess.mode, self._transform, seed)
-        if not self._training:
-            samples.share = slice(self._rank, None, self._world)
+        # One of epoch and draw is 0: training has no draws.
+        seed = (reading.seed, epoch + reading.draw, self._rank) if reading.random else None
+        samples = _Samples(self._source, reading.preprocess.mode, reading.transform, seed)
+        if not reading.training:
+            samples.share = slice(self._rank, None, self._world_size)
         loader: DataLoader[Any] = DataLoader(
             samples,
-            batch_size=self._batch_size,
-            num_workers=self._workers,
+            batch_size=reading.batch_size,
+            num_workers=workers,
             collate_fn=collate,
-            pin_memory=self._device.type == "cuda",
-            drop_last=self._training,
+            pin_memory=reading.device.type == "cuda",
+            drop_last=reading.training,
             worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(stable_seed(self._seed, epoch, self._rank)),
+            generator=torch.Generator().manual_seed(stable_seed(reading.seed, epoch, self._rank)),
         )
-        for step, batch in enumerate(one_sentence(loader)):
-            if step < start:
-                continue
-            if self._training and step == len(self):
-                return
-            images = batch.images if raw else self._preprocess.to_device(batch.images, self._device)
-            yield images, batch.targets.to(self._device, non_blocking=True), batch.indices
+        for batch in one_sentence(loader):
+            images = batch.images
+            if not reading.raw:
+                images = reading.preprocess.to_device(images, reading.device)
+            yield images, batch.targets.to(reading.device, non_blocking=True), batch.indices

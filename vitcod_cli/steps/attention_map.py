@@ -14,7 +14,6 @@ from vitcod_cli.attention.importance import collect_importance
 from vitcod_cli.data.calibration import calibration_images
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
-from vitcod_cli.data.subset import evenly_spaced
 from vitcod_cli.distributed import is_main
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import fold_auto_encoders, keep_mask
@@ -59,7 +58,7 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
             reporter=reporter,
         )
         if options.max_images is not None:
-            images = evenly_spaced(images, options.max_images)
+            images = images.evenly_spaced(options.max_images)
         loader = eval_loader(
             images,
             preprocess,

@@ -136,7 +136,7 @@ def _read(
             seed=runtime.settings.seed,
             crops="random" if draw else "center",
             draw=draw,
-            reporter=None if draw else reporter,
+            reporter=QUIET if draw else reporter,
         )
 
     return read(0).with_crops([read(draw) for draw in range(1, crops)])

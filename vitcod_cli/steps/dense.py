@@ -23,6 +23,7 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
     """
     with start(options.runtime) as runtime:
         train = open_dataset(options.data, "train", num_classes=options.model.num_classes, reporter=reporter)
+        train.check_countable("--train-split")
         model = load_model(
             options.model.changed(num_classes=options.model.num_classes or train.num_classes),
             options.init_from,

@@ -25,7 +25,7 @@ from vitcod_cli.model.layers import clear_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
@@ -39,6 +39,7 @@ def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter
         VitcodError: if they don't, or the data can't be opened.
     """
     train = open_dataset(data, "train", num_classes=model.num_classes, reporter=reporter)
+    train.check_countable("--train-split")
     val = open_dataset(data, "val", num_classes=model.num_classes, reporter=reporter)
     return Images(train, val, preprocess_of(model, data))
 
@@ -58,7 +59,7 @@ def read_calibration_images(
             seed=runtime.settings.seed,
             crops="random" if draw else "center",
             draw=draw,
-            reporter=None if draw else reporter,
+            reporter=QUIET if draw else reporter,
         )
 
     crops = settings.calibrate_crops if settings.enabled else 1
