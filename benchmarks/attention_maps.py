@@ -1,4 +1,4 @@
-"""What collecting attention maps costs: a forward pass of dump-attn against one of eval, by turns.
+"""What collecting attention maps costs: a forward pass of dump-attn against one of eval, interleaved.
 
     python benchmarks/attention_maps.py --model deit_tiny_patch16_224 --batch-size 32
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.attention.collect import CollectingKernel
 from vitcod_cli.bench.memory import peak_memory
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.model.build import build_model, default_img_size
 from vitcod_cli.model.layers import attention_shape, using
 from vitcod_cli.runtime import RuntimeSettings, start
@@ -48,7 +48,7 @@ def main() -> None:
 
         runs = [lambda: run(False), lambda: run(True)]
         peaks = [[one() for one in runs] and peak_memory(one, model, runtime.device) for one in runs]
-        times = take_turns(runs, repeats=8, seconds=options.seconds, synchronize=runtime.synchronize)
+        times = time_interleaved(runs, repeats=8, seconds=options.seconds, synchronize=runtime.synchronize)
     title = f"{options.model}, {size[0]} pixels, batch {options.batch_size}, {options.precision}"
     table = Table("", "ms", "images/s", "peak MiB", "images/s against eval", title=title)
     for name, seconds, peak in zip(("eval", "dump-attn"), times, peaks, strict=True):

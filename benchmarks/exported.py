@@ -1,4 +1,4 @@
-"""Exported programs by turns: what ``vitcod export`` wrote, run by torch and by onnxruntime.
+"""Exported programs interleaved: what ``vitcod export`` wrote, run by torch and by onnxruntime.
 
     vitcod export --checkpoint MODEL --output dense.pt2 ...
     vitcod export --checkpoint MODEL --mask MASK --output masked.pt2 ...
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.runtime import RuntimeSettings, start
 
 
@@ -43,7 +43,7 @@ def runner(path: str, images: Tensor) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Time the files by turns, print the table."""
+    """Time the files interleaved, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -56,7 +56,7 @@ def main() -> None:
         passes = [runner(path, images) for path in options.files]
         for run in passes:
             run()
-        times = take_turns(passes, repeats=4, seconds=options.seconds, synchronize=runtime.synchronize)
+        times = time_interleaved(passes, repeats=4, seconds=options.seconds, synchronize=runtime.synchronize)
     for path, seconds in zip(options.files, times, strict=True):
         spread, against = Spread.of([1e3 * value for value in seconds]), ratio(seconds, times[0])
         half = f"{spread.lower:,.0f} to {spread.upper:,.0f}"

@@ -1,4 +1,4 @@
-"""What it is worth that glibc keeps freed memory (vitcod_cli/runtime.py): passes with and without, by turns.
+"""What it is worth that glibc keeps freed memory (vitcod_cli/runtime.py): passes with and without, interleaved.
 
     python benchmarks/kept_memory.py --model deit_tiny_patch16_224 --batch-size 32
 
@@ -55,7 +55,7 @@ def child(name: str, batch_size: int, mode: str, keep: bool) -> dict[str, float]
 
 
 def main() -> None:
-    """Rounds by turns; the ratio of each pair."""
+    """Rounds interleaved; the ratio of each pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batch-size", type=int, default=32)

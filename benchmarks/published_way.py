@@ -1,4 +1,4 @@
-"""vitcod against the way the published code computes, and against timm, by turns in one run.
+"""vitcod against the way the published code computes, and against timm, interleaved in one run.
 
     python benchmarks/published_way.py --model deit_tiny_patch16_224 --batch-size 32
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.bench.memory import peak_memory
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import for_inference, forward_pass, make_optimizer, timm_twin, training_step
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import build_model, default_img_size
@@ -95,7 +95,7 @@ def main() -> None:
                     peaks.append(peak_memory(works[-1].run, model, runtime.device))
                 passes = [work.run for work in works]
                 sync = runtime.synchronize
-                times = take_turns(passes, repeats=4, seconds=options.seconds, synchronize=sync)
+                times = time_interleaved(passes, repeats=4, seconds=options.seconds, synchronize=sync)
             for name, seconds, peak in zip(models, times, peaks, strict=True):
                 ms, faster = 1e3 * Spread.of(seconds).median, ratio(times[0], seconds).median
                 memory = "-" if peak is None else f"{peak / 2**20:,.0f}"

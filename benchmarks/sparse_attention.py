@@ -1,4 +1,4 @@
-"""Can a fixed mask save time on hardware that people own? Attention alone, by turns, with one mask.
+"""Can a fixed mask save time on hardware that people own? Attention alone, interleaved, with one mask.
 
     python benchmarks/sparse_attention.py --mask MASK --block 1 5 9 --batch-size 8 [--flex 16 64]
 
@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vitcod_cli.artifacts.mask import read_mask
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.model.kernels.base import additive_mask
 from vitcod_cli.model.kernels.planned import AttentionPlan, find_clusters
 from vitcod_cli.runtime import RuntimeSettings, start
@@ -67,7 +67,7 @@ def token_order(tokens: int, grid: tuple[int, int]) -> Tensor:
 
 @torch.inference_mode()
 def main() -> None:
-    """Time all candidates by turns; a table and a line of JSON."""
+    """Time all candidates interleaved; a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mask", required=True)
     parser.add_argument("--block", type=int, nargs="+", default=[1, 5, 9])
@@ -117,7 +117,7 @@ def measure(keep: Tensor, prefix: int, block: int, device: torch.device, options
     for run in runs * 2:
         run()
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times = take_turns(runs, repeats=10, seconds=options.seconds, synchronize=synchronize)
+    times = time_interleaved(runs, repeats=10, seconds=options.seconds, synchronize=synchronize)
     title = f"block {block}: {tokens} tokens, {heads} heads, {1 - keep.float().mean():.1%} pruned"
     table = Table("attention", "products done", "ms", "middle half", "time / all keys", title=title)
     for name, seconds in zip(candidates, times, strict=True):

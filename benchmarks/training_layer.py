@@ -1,4 +1,4 @@
-"""Parts of a training step on this CPU, forward and backward, by turns: which way to take.
+"""Parts of a training step on this CPU, forward and backward, interleaved: which way to take.
 
     python benchmarks/training_layer.py --width 192 --batch-size 32 --precision float32
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.model import attention
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.kernels.base import additive_mask
@@ -89,7 +89,7 @@ def main() -> None:
             passes = list(works.values())
             for work in passes:
                 work()
-            times = take_turns(passes, repeats=8, seconds=options.seconds, synchronize=runtime.synchronize)
+            times = time_interleaved(passes, repeats=8, seconds=options.seconds, synchronize=runtime.synchronize)
             for name, seconds in zip(works, times, strict=True):
                 ms, multiple = 1e3 * Spread.of(seconds).median, ratio(seconds, times[0]).median
                 table.add_row(name, f"{ms:.1f}", f"{multiple:.2f}")

@@ -213,10 +213,10 @@ def seed_everything(*numbers: int) -> None:
     import numpy as np
     import torch
 
-    words = np.random.SeedSequence(numbers).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+    state = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]) << 32 | int(state[3]))
 
 
 def _pick_device(name: str) -> torch.device:

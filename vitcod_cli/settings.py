@@ -133,14 +133,14 @@ class Settings:
         return cls(**arguments)
 
     def arguments(self) -> list[str]:
-        """The words of a command line that gives these settings: everything that isn't the default."""
+        """The command line that gives these settings: everything that isn't the default."""
         options = options_of(type(self))
-        words: list[str] = []
+        arguments: list[str] = []
         for name, value in self.flat().items():
             option = options[name]
             if option.default is dataclasses.MISSING or value != option.default:
-                words += _as_words(option.info, value)
-        return words
+                arguments += _as_arguments(option.info, value)
+        return arguments
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _is_settings(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Settings)
 
 
-def _as_words(info: Setting, value: Any) -> list[str]:
+def _as_arguments(info: Setting, value: Any) -> list[str]:
     if info.positional:
         return [str(item) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, bool):

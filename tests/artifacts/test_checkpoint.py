@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts import files
+from vitcod_cli.artifacts.architecture import architecture_in_words, img_size_of
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from vitcod_cli.artifacts.clues import architecture_in_words, img_size_of
 from vitcod_cli.artifacts.files import sha256_of, write_safetensors
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.provenance import provenance

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 
 
 class Bench:
@@ -29,7 +29,9 @@ class Bench:
         return run
 
     def turns(self, *passes: Callable[[], None], repeats: int, seconds: float = 0.0) -> list[list[float]]:
-        return take_turns(passes, repeats=repeats, seconds=seconds, synchronize=lambda: None, clock=self.clock)
+        return time_interleaved(
+            passes, repeats=repeats, seconds=seconds, synchronize=lambda: None, clock=self.clock
+        )
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_the_device_is_waited_for_inside_the_measured_time() -> None:
         queued.clear()
 
     queued.append(50.0)  # what was asked for earlier is not ours
-    (times,) = take_turns(
+    (times,) = time_interleaved(
         [lambda: queued.append(3.0)], repeats=2, seconds=0, synchronize=synchronize, clock=bench.clock
     )
     assert times == [3.0, 3.0]

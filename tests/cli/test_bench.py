@@ -199,7 +199,7 @@ def test_ctrl_c(cli: Cli, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vitcod_cli.bench.measure, "take_turns", interrupted)
+    monkeypatch.setattr(vitcod_cli.bench.measure, "time_interleaved", interrupted)
     outcome = cli("bench", *QUICK, "--checkpoint", tiny_checkpoint)
     assert outcome.code == 130
     assert outcome.out == ""

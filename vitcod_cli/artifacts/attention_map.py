@@ -22,8 +22,8 @@ class AttentionMap:
         num_images: how many images were averaged (0: unknown, a published ``.npy``).
         info: how it was made: ``model_config``, ``num_prefix_tokens``, ``made_from`` (sha256 of
             the checkpoint), ...; empty for a published ``.npy``.
-        importance: float32 [L, H, N, N] or None; how much the model's answer hangs on every entry
-            (:mod:`vitcod_cli.attention.importance`).
+        importance: float32 [L, H, N, N] or None; the rank of every entry by the sensitivity of the model's
+            output to it (:mod:`vitcod_cli.attention.importance`).
     """
 
     attention: np.ndarray
@@ -42,18 +42,18 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
         attention = read_npy(path, flag)
         if attention.dtype.kind != "f":
             raise wrong_file(path, flag, "an attention map")
-        found = AttentionMap(attention)
+        attention_map = AttentionMap(attention)
     else:
-        found = _read_own(path, flag)
-    check_shape(found.attention.shape, path, flag, "an attention map")
-    for values in (found.attention, found.importance):
+        attention_map = _read_own(path, flag)
+    check_shape(attention_map.attention.shape, path, flag, "an attention map")
+    for values in (attention_map.attention, attention_map.importance):
         # A NaN fails both comparisons, so two reductions see everything.
         if values is not None and not (values.min() >= 0 and values.max() < np.inf):
             raise VitcodError(
                 f"{flag} {path} holds values that are negative or not finite, so it is no attention map; make it "
                 "again with vitcod dump-attn."
             )
-    return replace(found, attention=np.ascontiguousarray(found.attention, dtype=np.float32))
+    return replace(attention_map, attention=np.ascontiguousarray(attention_map.attention, dtype=np.float32))
 
 
 def _read_own(path: str | os.PathLike[str], flag: str) -> AttentionMap:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitcod_cli.artifacts.clues import class_count_of, img_size_of, svd_type_of
+from vitcod_cli.artifacts.architecture import class_count_of, img_size_of, svd_type_of
 from vitcod_cli.artifacts.describe import describe
 from vitcod_cli.artifacts.download import download, is_url
 from vitcod_cli.artifacts.files import (

@@ -28,19 +28,19 @@ class Description(NamedTuple):
     """What a file seems to be.
 
     Attributes:
-        words: for people, with the option to give such a file by.
+        text: for people, with the option to give such a file by.
         container: how it is stored.
         kind: ``checkpoint``, ``attention-map``, ``mask``, ``run-state`` or None for anything else.
         own: whether vitcod wrote it.
     """
 
-    words: str
+    text: str
     container: Literal["safetensors", "npy", "torch", "zip", "onnx"]
     kind: str | None = None
     own: bool = False
 
     def __str__(self) -> str:
-        return self.words
+        return self.text
 
 
 def describe(path: str | os.PathLike[str]) -> Description | None:
@@ -66,8 +66,8 @@ def in_words(path: str | os.PathLike[str]) -> str:
     return f"it seems to be {describe(path) or 'something else'}"
 
 
-def _described(words: str, container: Literal["safetensors", "npy", "torch"], kind: str, own: bool) -> Description:
-    return Description(f"{words}; {_HINTS[kind]}" if kind in _HINTS else words, container, kind, own)
+def _described(text: str, container: Literal["safetensors", "npy", "torch"], kind: str, own: bool) -> Description:
+    return Description(f"{text}; {_HINTS[kind]}" if kind in _HINTS else text, container, kind, own)
 
 
 def _describe_array(path: str | os.PathLike[str]) -> Description:

@@ -39,8 +39,8 @@ def download(url: str, flag: str, reporter: Reporter) -> Path:
     name = PurePosixPath(unquote(parts.path)).name
     if not name:
         raise VitcodError(f"{flag} {url} names no file; give the address of a checkpoint.")
-    found = _HASH.search(name)
-    wanted = found[1] if found else ""
+    match = _HASH.search(name)
+    wanted = match[1] if match else ""
     # A name without a hash gets the address's: many addresses end in ".../model.safetensors".
     target = _cache_folder() / (name if wanted else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
     with _locked(target):

@@ -63,7 +63,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     what was at ``path`` before is as it was. A reader sees the old file or the new one.
 
     Raises:
-        VitcodError: if the disk is full or the place can't be written to.
+        VitcodError: if the disk is full or it can't be written to.
     """
     target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
     if target.exists() and not target.is_file():
@@ -117,11 +117,11 @@ def _cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
     if error.errno in _FULL:
         return (
             f"The disk is full: {path} could not be written ({os.strerror(error.errno)}) and {kept}; free some "
-            "space or choose another place."
+            "space or choose another folder."
         )
     in_a_file = isinstance(error, (FileExistsError, NotADirectoryError))
     reason = "its folder is a file" if in_a_file else error.strerror or str(error)
-    return f"Can't write {path} ({reason}), {kept}; choose a place that you may write to."
+    return f"Can't write {path} ({reason}), {kept}; choose a folder that you may write to."
 
 
 def write_safetensors(
@@ -174,9 +174,9 @@ def _plain_tensors(tensors: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str
 
 
 def _as_os_error(error: Exception) -> OSError | None:
-    """The OSError that safetensors' Rust side tells of only in words, or None."""
-    found = re.search(r"os error (\d+)", str(error))
-    return None if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
+    """The OSError that safetensors' Rust side tells of in its message alone, or None."""
+    match = re.search(r"os error (\d+)", str(error))
+    return None if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
 
 
 class SafetensorsFile(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a model is: the words that rebuild it. Imports neither torch nor timm."""
+"""What a model is: all that is needed to build it. Imports neither torch nor timm."""
 
 from __future__ import annotations
 

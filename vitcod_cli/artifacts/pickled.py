@@ -49,7 +49,7 @@ def load_pickled(path: Path, source: str, flag: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = _refused(str(error))
-        if refused is None:  # torch's own words would advise to switch the check off
+        if refused is None:  # torch's own message advises to switch the check off
             raise VitcodError(f"{flag} {source} is not a whole PyTorch checkpoint; get it again.") from error
         raise VitcodError(
             f"{flag} {source} holds a Python object ({refused}) that could run code when loaded, so it is "
@@ -63,8 +63,8 @@ def load_pickled(path: Path, source: str, flag: str) -> Any:
 
 def _refused(message: str) -> str | None:
     """The name of the object that torch refused to unpickle."""
-    found = re.search(r"GLOBAL (\S+)", message) or re.search(r"Unsupported (?:class|global|type):? (\S+)", message)
-    return found[1].strip("`'\"") if found else None
+    match = re.search(r"GLOBAL (\S+)", message) or re.search(r"Unsupported (?:class|global|type):? (\S+)", message)
+    return match[1].strip("`'\"") if match else None
 
 
 def write_pickled(path: str | os.PathLike[str], content: Any) -> None:

@@ -31,7 +31,7 @@ def published_checkpoint(
 
     Args:
         state_dict: the weights, without masks.
-        config: of the model; said in the words of the published options.
+        config: of the model; in terms of the published options.
         info: what our checkpoint says of itself; ``args`` of a once published file are kept.
         mask_path: the mask's file, beside the checkpoint, or None for a dense model.
     """
@@ -57,11 +57,11 @@ def mask_beside(path: str | os.PathLike[str], mask_path: Any) -> Path | None:
     if not isinstance(mask_path, (str, os.PathLike)) or not os.fspath(mask_path):
         return None
     named, folder = Path(mask_path), Path(path).parent
-    return next((place for place in (folder / named, named, folder / named.name) if place.is_file()), None)
+    return next((path for path in (folder / named, named, folder / named.name) if path.is_file()), None)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: what published ``args`` hold beside is turned to numbers, lists and words."""
+    """``value`` as JSON can hold it: what published ``args`` hold beside becomes numbers, lists and strings."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):

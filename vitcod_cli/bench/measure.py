@@ -1,4 +1,4 @@
-"""All measurements of a run: each way of running, each batch size, all models by turns."""
+"""All measurements of a run: each way of running, each batch size, all models interleaved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from vitcod_cli.bench.memory import is_out_of_memory, peak_memory, release
 from vitcod_cli.bench.settings import BenchOptions
-from vitcod_cli.bench.timing import Spread, ratio, take_turns
+from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import Work, for_inference, forward_pass, make_optimizer, training_step
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
@@ -105,7 +105,7 @@ class Results:
 def measure(
     models: dict[str, VisionTransformer], settings: BenchOptions, runtime: Runtime, reporter: Reporter
 ) -> Results:
-    """Time ``models`` by turns; the first is compared with each of the others.
+    """Time ``models`` interleaved; the first is compared with each of the others.
 
     Args:
         models: by the name that the results have; on the device. They may share weights. Forward passes
@@ -123,14 +123,14 @@ def measure(
                 torch.compiler.reset()  # else a second batch size gets code for any size, which is slower
             # One line, no bar: drawing a bar would take time from what is measured.
             reporter.info(f"Measuring {mode}, batch {batch_size}.")
-            found = _Case(mode, batch_size, settings, runtime, optimizers).measure(ready)
-            results.measurements.extend(found)
-            results.comparisons.extend(_compare(found))
+            measurements = _Case(mode, batch_size, settings, runtime, optimizers).measure(ready)
+            results.measurements.extend(measurements)
+            results.comparisons.extend(_compare(measurements))
     return results
 
 
-def _compare(found: Sequence[Measurement]) -> Iterator[Comparison]:
-    first, *others = found
+def _compare(measurements: Sequence[Measurement]) -> Iterator[Comparison]:
+    first, *others = measurements
     for other in others:
         if not first.out_of_memory and not other.out_of_memory:
             spread = ratio(first.seconds, other.seconds)
@@ -161,7 +161,7 @@ class _Case:
     optimizers: _Optimizers
 
     def measure(self, models: dict[str, VisionTransformer]) -> list[Measurement]:
-        """Warm up and take the memory of one model after the other, then time them by turns."""
+        """Warm up and take the memory of one model after the other, then time them interleaved."""
         with ExitStack() as stack:
             works: dict[str, Work] = {}
             peaks: dict[str, int | None] = {}
@@ -196,7 +196,7 @@ class _Case:
     def _time(self, works: dict[str, Work]) -> dict[str, list[float]]:
         if not works:
             return {}
-        times = take_turns(
+        times = time_interleaved(
             [work.run for work in works.values()],
             repeats=self.settings.repeats,
             seconds=self.settings.seconds,

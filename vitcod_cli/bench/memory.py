@@ -62,10 +62,10 @@ def _return_free_memory() -> None:
 
 def _status(key: str) -> int | None:
     try:
-        found = re.search(rf"^{key}:\s+(\d+) kB$", (_PROCESS / "status").read_text(), re.MULTILINE)
+        match = re.search(rf"^{key}:\s+(\d+) kB$", (_PROCESS / "status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(match[1]) * 1024 if match else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

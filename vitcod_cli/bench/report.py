@@ -1,4 +1,4 @@
-"""What ``vitcod bench`` found, for people (80 columns) and for programs."""
+"""What ``vitcod bench`` measured, for people (80 columns) and for programs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Report:
         """Plain values, for ``--json``."""
         return {
             "models": {
-                name: {**words, "static": _static(self.counts[name])} for name, words in self.about.items()
+                name: {**about, "static": _static(self.counts[name])} for name, about in self.about.items()
             },
             "environment": self.environment,
             "measurements": [one.to_dict() for one in self.results.measurements],
@@ -77,13 +77,16 @@ class Report:
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     def _heading(self) -> list[str]:
-        place = self.environment
-        how = [f"{place['threads']} threads" if place["threads"] > 1 else "1 thread", place["precision"]]
-        how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if place[word]]
+        env = self.environment
+        how = [
+            f"{env['threads']} threads" if env["threads"] > 1 else "1 thread",
+            env["precision"],
+        ]
+        how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if env[word]]
         return [
-            *(f"{name + ':':8} {_in_words(words)}" for name, words in self.about.items()),
-            f"{'on:':8} {', '.join([place['device_name'], *how])}",
-            f"{'with:':8} torch {place['torch']}, timm {place['timm']}, vitcod {place['vitcod']}",
+            *(f"{name + ':':8} {_in_words(about)}" for name, about in self.about.items()),
+            f"{'on:':8} {', '.join([env['device_name'], *how])}",
+            f"{'with:':8} torch {env['torch']}, timm {env['timm']}, vitcod {env['vitcod']}",
         ]
 
     def _counted(self) -> Table:
@@ -126,8 +129,8 @@ def _table(*columns: str) -> Table:
 
 def _in_words(about: dict[str, Any]) -> str:
     height, width = about["img_size"]
-    words = [about["model"], f"{height}x{width} pixels", f"{about['tokens']} tokens", about["source"]]
-    return ", ".join([*words, f"mask {about['mask']}"] if about["mask"] else words)
+    parts = [about["model"], f"{height}x{width} pixels", f"{about['tokens']} tokens", about["source"]]
+    return ", ".join([*parts, f"mask {about['mask']}"] if about["mask"] else parts)
 
 
 def _static(counts: Counts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Timing by turns, and what is said of it: the median and the middle half."""
+"""Timing interleaved, and what is said of it: the median and the middle half."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ratio(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(mine, theirs, strict=True)])
 
 
-def take_turns(
+def time_interleaved(
     passes: Sequence[Callable[[], None]],
     *,
     repeats: int,
@@ -45,7 +45,7 @@ def take_turns(
     synchronize: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Seconds of each call of each of ``passes``, timed by turns: A B, B A, A B, ...
+    """Seconds of each call of each of ``passes``, timed interleaved: A B, B A, A B, ...
 
     The order is turned round after each round, so that whatever a pass leaves to the next (a warm
     cache, a hot chip) falls to all alike; with more than one pass the rounds are even in number.

@@ -20,37 +20,37 @@ def mask_verdict(counts: Counts, results: Results, unmasked: str) -> str | None:
     Returns:
         A sentence or two; None when nothing was compared.
     """
-    found = [one for one in results.comparisons if one.against == unmasked]
-    if not found:
+    comparisons = [one for one in results.comparisons if one.against == unmasked]
+    if not comparisons:
         return None
     forward, *training = (
-        max((one for one in found if one.mode == mode), key=lambda one: one.batch_size)
-        for mode in dict.fromkeys(one.mode for one in found)
+        max((one for one in comparisons if one.mode == mode), key=lambda one: one.batch_size)
+        for mode in dict.fromkeys(one.mode for one in comparisons)
     )
     saves, effect = _effect(forward.ratio)
-    words = (
+    verdict = (
         f"The mask leaves out {_percent(counts.saved_attention_share)} of the attention products "
         f"({_percent(counts.saved_share)} of all arithmetic), {'and' if saves else 'but'} {effect} on this "
-        f"device: {_figures(forward, results)}."
+        f"device: {_times_text(forward, results)}."
     )
     for step in training:
-        figures = _figures(step, results)
-        words += f" {figures[0].upper()}{figures[1:]}: the mask {_effect(step.ratio)[1]}."
-    return words
+        text = _times_text(step, results)
+        verdict += f" {text[0].upper()}{text[1:]}: the mask {_effect(step.ratio)[1]}."
+    return verdict
 
 
-def _figures(found: Comparison, results: Results) -> str:
+def _times_text(comparison: Comparison, results: Results) -> str:
     measured: dict[str, Measurement] = {
         one.model: one
         for one in results.measurements
-        if (one.mode, one.batch_size) == (found.mode, found.batch_size)
+        if (one.mode, one.batch_size) == (comparison.mode, comparison.batch_size)
     }
-    masked, unmasked = next(iter(measured.values())), measured[found.against]
-    images = "1 image" if found.batch_size == 1 else f"{found.batch_size} images"
+    masked, unmasked = next(iter(measured.values())), measured[comparison.against]
+    images = "1 image" if comparison.batch_size == 1 else f"{comparison.batch_size} images"
     return (
-        f"a {'forward pass' if found.mode == 'forward' else 'training step'} of {images} takes "
+        f"a {'forward pass' if comparison.mode == 'forward' else 'training step'} of {images} takes "
         f"{in_ms(masked.milliseconds.median)} ms with it and {in_ms(unmasked.milliseconds.median)} ms without "
-        f"({times(found.ratio.median)})"
+        f"({times(comparison.ratio.median)})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Words and YAML values to the types of our options.
+"""Strings and YAML values to the types of our options.
 
 Typer reads values through pydantic, whose import alone takes longer than a whole ``gen-mask``; our
 options need a handful of types.
@@ -54,5 +54,5 @@ def _as_scalar(value: Any, hint: Any) -> Any:
                 return hint(value)
         except ValueError:
             pass
-    words = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
-    raise ValueError(f"must be {words}, not {value!r}")
+    expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")
+    raise ValueError(f"must be {expected}, not {value!r}")

@@ -22,7 +22,7 @@ class AugmentationSettings(Settings, panel="Augmentation"):
     )
     aa: str = setting(
         "rand-m9-mstd0.5-inc1",
-        "AutoAugment policy in timm's words; 3a is DeiT-III's three-augment; none turns it off.",
+        "AutoAugment policy, as timm writes it; 3a is DeiT-III's three-augment; none turns it off.",
         metavar="POLICY",
     )
     train_interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"] = (

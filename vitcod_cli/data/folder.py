@@ -38,9 +38,9 @@ def open_folder(
     if root.is_file() and root.suffix == ".tar":
         return _open_tar(root, settings, num_classes)
     folder = _split_folder(root, settings, split)
-    found = _find_images(folder)
-    names: list[str] = sorted(found.class_to_idx, key=found.class_to_idx.__getitem__)
-    _check_classes(folder, names, found.samples, settings)
+    reader = _find_images(folder)
+    names: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
+    _check_classes(folder, names, reader.samples, settings)
     if settings.class_map is not None:
         labels = read_class_map(settings.class_map)
         count = max(labels.values()) + 1
@@ -49,8 +49,8 @@ def open_folder(
         ranked = split == "val" and not are_imagenet(names, num_classes)
         classes = _classes_of_training(root, folder, names, settings) if ranked else names
         labels, count = label_map(classes, num_classes)
-    by_found = [labels.get(name, -1) for name in names]
-    kept = [(path, by_found[label]) for path, label in found.samples if by_found[label] >= 0]
+    by_rank = [labels.get(name, -1) for name in names]
+    kept = [(path, by_rank[label]) for path, label in reader.samples if by_rank[label] >= 0]
     if not kept:
         raise VitcodError(f"--class-map {settings.class_map} names none of the class folders in {folder}.")
     paths, targets = zip(*kept, strict=True)
@@ -63,8 +63,8 @@ def _open_tar(root: Path, settings: DataSettings, num_classes: int | None) -> Im
     source = create_dataset("", root=str(root), class_map=class_map)  # type: ignore[arg-type]
     names = source.reader.class_name_to_idx
     labels, count = (names, max(names.values()) + 1) if class_map else label_map(names, num_classes)
-    by_found = {label: labels[name] for name, label in names.items()}
-    source.reader.targets = [by_found[int(label)] for label in source.reader.targets]
+    by_rank = {label: labels[name] for name, label in names.items()}
+    source.reader.targets = [by_rank[int(label)] for label in source.reader.targets]
     return SourceImages(source, count, max_bad_images=settings.max_bad_images)
 
 

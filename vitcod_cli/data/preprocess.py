@@ -168,7 +168,7 @@ def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
 def preprocess_for(
     pretrained_cfg: Mapping[str, Any], input_size: tuple[int, int, int], settings: DataSettings
 ) -> Preprocess:
-    """What the model of ``pretrained_cfg`` (timm's words) expects, at ``input_size`` (C, H, W).
+    """What the model of ``pretrained_cfg`` (timm's) expects, at ``input_size`` (C, H, W).
 
     Mean and standard deviation are the model's own; a one-channel model of three-channel figures
     takes their average.

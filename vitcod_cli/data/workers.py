@@ -42,10 +42,10 @@ def _obey_main_process() -> None:
 
 
 DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
-"""What DataLoader raises when a worker is gone: its own words, or the end of the pipe or socket to it."""
+"""What DataLoader raises when a worker is gone: its own message, or the end of the pipe or socket to it."""
 
 
-_WORDS_OF_DEATH = ("DataLoader worker (pid", "Pin memory thread exited")
+_SIGNS_OF_DEATH = ("DataLoader worker (pid", "Pin memory thread exited")
 
 
 def explain(error: Exception) -> VitcodError | None:
@@ -53,7 +53,7 @@ def explain(error: Exception) -> VitcodError | None:
     text = str(error)
     if "in DataLoader worker process" in text:  # an error of the code that ran there, passed on
         return None
-    if isinstance(error, RuntimeError) and not any(words in text for words in _WORDS_OF_DEATH):
+    if isinstance(error, RuntimeError) and not any(part in text for part in _SIGNS_OF_DEATH):
         return None
     if "bus error" in text.lower() or "shared memory" in text:
         way_on = "shared memory ran out: give the container more (--shm-size), or use --workers 0"

@@ -118,7 +118,7 @@ def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: 
             "export to .pt2."
         )
     # onnxscript's optimiser looks through the whole graph at every node of it; runtimes have their own.
-    made = torch.onnx.export(
+    onnx = torch.onnx.export(
         _trace(program, images, dynamic),
         dynamo=True,
         optimize=program.planned == 0,
@@ -127,9 +127,9 @@ def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: 
         input_names=["images"],
         output_names=["logits"],
     )
-    assert made is not None
-    made.model.metadata_props[METADATA_KEY] = json.dumps(info)
-    data = made.model_proto.SerializeToString()
+    assert onnx is not None
+    onnx.model.metadata_props[METADATA_KEY] = json.dumps(info)
+    data = onnx.model_proto.SerializeToString()
     if find_spec("onnxruntime") is None:
         return Exported(data, None)
     import onnxruntime
@@ -178,8 +178,8 @@ def _difference(
     largest = 0.0
     for batch in batches:
         expected = program(batch)
-        found = float((again(batch) - expected).abs().max())
-        if not found <= _TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise RuntimeError(f"the exported program's logits differ from the model's by {found}")
-        largest = max(largest, found)
+        difference = float((again(batch) - expected).abs().max())
+        if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise RuntimeError(f"the exported program's logits differ from the model's by {difference}")
+        largest = max(largest, difference)
     return largest

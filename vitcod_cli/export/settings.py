@@ -67,7 +67,7 @@ class ExportOptions(Settings, panel="Output"):
                 f"--output {self.path} doesn't end in .pt2 (a torch.export program), .onnx or .safetensors "
                 "(weights for timm); the ending says what to write."
             )
-        for flag, given in (("--batch-size", self.batch_size is not None), ("--input", self.input != "float32")):
-            if form == "weights" and given:
+        for flag, is_set in (("--batch-size", self.batch_size is not None), ("--input", self.input != "float32")):
+            if form == "weights" and is_set:
                 raise VitcodError(f"{flag} is for programs; leave it out for weights, or export to .pt2 or .onnx.")
         return form

@@ -11,8 +11,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from vitcod_cli.artifacts.architecture import architecture_in_words, class_count_of, svd_type_of
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of, svd_type_of
 from vitcod_cli.artifacts.files import first_line
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
@@ -41,7 +41,7 @@ def load_model(
     """Build the model that ``settings`` and the checkpoint at ``source`` describe, and load it.
 
     Args:
-        settings: the user's words; they go before the checkpoint's.
+        settings: the user's; they go before the checkpoint's.
         source: path, ``https://`` address, ``timm`` (the hub's pretrained weights) or None (random weights).
         flag: the option that ``source`` came from, for messages.
         drop_path: stochastic depth rate, for training.
@@ -169,17 +169,19 @@ def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: st
 
 def _renew_heads(model: VisionTransformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter) -> None:
     """Where the class count differs, put the model's own fresh heads in place of the checkpoint's."""
-    classes, found = model.num_classes, class_count_of(state_dict)
-    if classes == found:
+    classes, in_file = model.num_classes, class_count_of(state_dict)
+    if classes == in_file:
         return
     names = [name for name in ("head", "head_dist") if hasattr(model, name)]
     for key in [key for key in state_dict if key.rpartition(".")[0] in names]:
         del state_dict[key]
     state_dict.update({k: v for k, v in model.state_dict().items() if k.rpartition(".")[0] in names})
     if classes:
-        reporter.info(f"{where} has {found} classes and the model {classes}: {' and '.join(names)} starts afresh.")
+        reporter.info(
+            f"{where} has {in_file} classes and the model {classes}: {' and '.join(names)} starts afresh."
+        )
     else:
-        reporter.info(f"{where} has {found} classes and the model none: its head is left out.")
+        reporter.info(f"{where} has {in_file} classes and the model none: its head is left out.")
 
 
 def _resampled(
@@ -218,8 +220,8 @@ def _check_fit(model: VisionTransformer, state_dict: dict[str, Tensor], where: s
 
 
 def _misfit(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> str:
-    words = architecture_in_words(state_dict)
-    return f"{where} doesn't fit --model {model_config(model).model} (the checkpoint has {words})"
+    architecture = architecture_in_words(state_dict)
+    return f"{where} doesn't fit --model {model_config(model).model} (the checkpoint has {architecture})"
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import timm
 
+from vitcod_cli.artifacts.architecture import architecture_in_words, class_count_of, svd_type_of
 from vitcod_cli.artifacts.checkpoint import Checkpoint
-from vitcod_cli.artifacts.clues import architecture_in_words, class_count_of, svd_type_of
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import default_img_size
@@ -64,8 +64,8 @@ def _no_name(checkpoint: Checkpoint | None, name: str | None, flag: str) -> str:
         if name is None
         else f"calls its model {name!r}, which timm doesn't know"
     )
-    words = architecture_in_words(checkpoint.state_dict)
-    return f"{flag} {checkpoint.source} {says} ({words}); name the model with --model."
+    architecture = architecture_in_words(checkpoint.state_dict)
+    return f"{flag} {checkpoint.source} {says} ({architecture}); name the model with --model."
 
 
 def _one(flag: str, value: Any, in_kwargs: Any) -> Any:

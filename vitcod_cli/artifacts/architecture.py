@@ -1,4 +1,4 @@
-"""What the tensors of a ViT checkpoint say of the model they came from. Nothing is imported from torch."""
+"""The architecture of a ViT checkpoint, read off its tensors. Nothing is imported from torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def class_count_of(state_dict: Mapping[str, Any]) -> int:
 
 def depth_of(state_dict: Mapping[str, Any]) -> int:
     """Number of blocks."""
-    numbers = [int(found[1]) for name in state_dict if (found := re.match(r"blocks\.(\d+)\.", name))]
+    numbers = [int(match[1]) for name in state_dict if (match := re.match(r"blocks\.(\d+)\.", name))]
     return max(numbers, default=-1) + 1
 
 
@@ -52,9 +52,9 @@ def architecture_in_words(state_dict: Mapping[str, Any]) -> str:
     if weight is None or weight.ndim != 4 or not depth:
         return "no Vision Transformer in timm's names"
     width, patch = weight.shape[0], weight.shape[-1]
-    words = f"{depth} blocks of width {width} and patches of {patch} pixels"
+    text = f"{depth} blocks of width {width} and patches of {patch} pixels"
     name, size = _SIZES.get((width, depth)), img_size_of(state_dict)
     if name is None or patch != 16 or size not in ((224, 224), (384, 384)):
-        return words
+        return text
     distilled = "distilled_" if "dist_token" in state_dict else ""
-    return f"{words}, as deit_{name}_{distilled}patch16_{size[0]} has"
+    return f"{text}, as deit_{name}_{distilled}patch16_{size[0]} has"

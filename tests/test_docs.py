@@ -1,0 +1,26 @@
+"""The pages name what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import vitcod_cli
+
+PACKAGE = Path(vitcod_cli.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+
+
+def test_files_that_the_architecture_names() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.read_text(encoding="utf-8")))
+    missing = [name for name in named if not ((PACKAGE / name).is_file() or (PACKAGE.parent / name).is_file())]
+    assert len(named) > 20
+    assert not missing
+
+
+def test_every_room_stands_in_the_tree() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    tree = text[text.index("    vitcod_cli/") : text.index("A room imports")]
+    named = set(re.findall(r"^ {6}(\w+(?:/kernels)?)/? ", tree, re.MULTILINE))
+    rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert named - {"model/kernels"} == {room for room in rooms if room not in ("__pycache__", "py.typed")}
