@@ -22,12 +22,11 @@ from vitcod_cli import distributed
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
-from vitcod_cli.data.preprocess import preprocess_for
 from vitcod_cli.data.renormalise import Renormalise
-from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import input_channels, model_config
+from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import attentions
+from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -158,9 +157,7 @@ def walk_blocks(
 
     A block is applied to the student's tokens when the next pair is asked for, so that its fit counts.
     """
-    size = (input_channels(student), *model_config(student).img_size)
-    preprocess = preprocess_for(student.pretrained_cfg, size, DataSettings())  # type: ignore[arg-type]
-    renormalise = Renormalise.for_model(teacher, preprocess).to(runtime.device)
+    renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
     tokens = embed(student, images.batches(FORWARD_BATCH), runtime)
     teacher_tokens = embed(teacher, map(renormalise, images.batches(FORWARD_BATCH)), runtime)
     for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):

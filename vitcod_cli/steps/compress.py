@@ -16,7 +16,7 @@ from vitcod_cli.attention.collect import collect_attention
 from vitcod_cli.attention.importance import collect_importance
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
-from vitcod_cli.data.calibration import CalibrationImages, calibration_images
+from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.unlabelled import open_unlabelled
 from vitcod_cli.errors import VitcodError
@@ -34,7 +34,7 @@ from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.steps.lowrank import initialise_from
-from vitcod_cli.steps.setup import dense_copy
+from vitcod_cli.steps.setup import dense_copy, read_crops
 
 
 def compress(
@@ -86,8 +86,15 @@ def compress(
         dense = running.prepare(dense).eval().requires_grad_()
         preprocess = preprocess_of(dense)
         if isinstance(images, (str, os.PathLike)):
-            crops = calibration.calibrate_crops
-            sample = _read(images, preprocess, num_images, crops, runtime=running, reporter=reporter)
+            sample = read_crops(
+                open_unlabelled(images),
+                preprocess,
+                num_images,
+                calibration.calibrate_crops,
+                workers=None,
+                runtime=running,
+                reporter=reporter,
+            )
         else:
             sample = _gather(images, preprocess, num_images, running.device)
         student = dense_copy(dense)
@@ -112,34 +119,6 @@ def compress(
             if calibration.enabled:
                 calibrate(student, dense, sample, calibration, scope="block", runtime=running, reporter=reporter)
     return student.eval()
-
-
-def _read(
-    folder: str | os.PathLike[str],
-    preprocess: Preprocess,
-    count: int,
-    crops: int,
-    *,
-    runtime: Runtime,
-    reporter: Reporter,
-) -> CalibrationImages:
-    """``count`` images drawn from ``folder``, in ``crops`` crops."""
-    files = open_unlabelled(folder)
-
-    def read(draw: int) -> CalibrationImages:
-        return calibration_images(
-            files,
-            preprocess,
-            count,
-            workers=None,
-            device=runtime.device,
-            seed=runtime.settings.seed,
-            crops="random" if draw else "center",
-            draw=draw,
-            reporter=QUIET if draw else reporter,
-        )
-
-    return read(0).with_crops([read(draw) for draw in range(1, crops)])
 
 
 def _gather(

@@ -16,6 +16,8 @@ from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages, calibration_images
 from vitcod_cli.data.datasets import open_dataset
+from vitcod_cli.data.images import ImageData
+from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import world_size
@@ -44,17 +46,24 @@ def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter
     return Images(train, val, preprocess_of(model, data))
 
 
-def read_calibration_images(
-    images: Images, settings: CalibrationSettings, data: DataSettings, runtime: Runtime, reporter: Reporter
+def read_crops(
+    images: ImageData,
+    preprocess: Preprocess,
+    count: int,
+    crops: int,
+    *,
+    workers: int | None,
+    runtime: Runtime,
+    reporter: Reporter,
 ) -> CalibrationImages:
-    """The training images that alignment and calibration look at, in as many crops as calibration takes."""
+    """``count`` images drawn from the whole data set: the evaluation crop of each, then random ones."""
 
     def read(draw: int) -> CalibrationImages:
         return calibration_images(
-            images.train,
-            images.preprocess,
-            settings.calibrate_images,
-            workers=data.workers,
+            images,
+            preprocess,
+            count,
+            workers=workers,
             device=runtime.device,
             seed=runtime.settings.seed,
             crops="random" if draw else "center",
@@ -62,8 +71,22 @@ def read_calibration_images(
             reporter=QUIET if draw else reporter,
         )
 
-    crops = settings.calibrate_crops if settings.enabled else 1
     return read(0).with_crops([read(draw) for draw in range(1, crops)])
+
+
+def read_calibration_images(
+    images: Images, settings: CalibrationSettings, data: DataSettings, runtime: Runtime, reporter: Reporter
+) -> CalibrationImages:
+    """The training images that alignment and calibration look at, in as many crops as calibration takes."""
+    return read_crops(
+        images.train,
+        images.preprocess,
+        settings.calibrate_images,
+        settings.calibrate_crops if settings.enabled else 1,
+        workers=data.workers,
+        runtime=runtime,
+        reporter=reporter,
+    )
 
 
 def dense_copy(model: VisionTransformer) -> VisionTransformer:
