@@ -114,7 +114,7 @@ def make_optimizer(model: nn.Module) -> Optimizer:
 
 
 def synthetic_images(model: VisionTransformer, batch_size: int, device: torch.device) -> Tensor:
-    """Normal noise float32 [B, C, H, W] of the size that ``model`` takes: like normalised pictures."""
+    """Normal noise float32 [B, C, H, W] of the size that ``model`` takes: like normalised images."""
     return torch.randn(batch_size, input_channels(model), *model.patch_embed.img_size, device=device)
 
 

@@ -26,7 +26,7 @@ class AugmentationSettings(Settings, panel="Augmentation"):
         metavar="POLICY",
     )
     train_interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"] = (
-        setting("bicubic", "How training pictures are resized.")
+        setting("bicubic", "How training images are resized.")
     )
     scale: tuple[float, float] = setting((0.08, 1.0), "Range of the area of random crops.", metavar="LOW HIGH")
     ratio: tuple[float, float] = setting(
@@ -36,7 +36,7 @@ class AugmentationSettings(Settings, panel="Augmentation"):
         show_default="0.75 1.333",
     )
     hflip: float = setting(0.5, "Probability of a left-right flip.", minimum=0, maximum=1)
-    repeated_aug: bool = setting(True, "Show each picture several times in a row, differently augmented.")
+    repeated_aug: bool = setting(True, "Show each image several times in a row, differently augmented.")
     num_aug_repeats: int = setting(3, "How many times, with --repeated-aug.", minimum=1)
     reprob: float = setting(0.25, "Probability of random erasing.", minimum=0, maximum=1)
     remode: Literal["pixel", "rand", "const"] = setting("pixel", "What random erasing fills in.")
@@ -64,7 +64,7 @@ class AugmentationSettings(Settings, panel="Augmentation"):
 
     @property
     def repeats(self) -> int:
-        """How often each picture is shown in a row: 1 without repeated augmentation."""
+        """How often each image is shown in a row: 1 without repeated augmentation."""
         return self.num_aug_repeats if self.repeated_aug and not self.no_aug else 1
 
     @property

@@ -35,7 +35,7 @@ class BadImages:
                 "Mend or remove them, or raise --max-bad-images."
             )
         fate = "another takes its place" if replaced else "it is left out"
-        # Each process reads other pictures, and the reporters of all but the first are silent.
+        # Each process reads other images, and the reporters of all but the first are silent.
         warn(f"Can't read {image} ({reason}); {fate}.", reporter if distributed.is_main() else None)
 
 

@@ -2,7 +2,7 @@
 
 The test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI
 Machine Learning Repository, https://doi.org/10.24432/C50P49, licensed CC BY 4.0), as scikit-learn
-ships it: 1797 grey pictures of 8 x 8 pixels with values 0..16, ten classes.
+ships it: 1797 grey images of 8 x 8 pixels with values 0..16, ten classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EVERY = 5
 class DigitImages(ImageData):
     """The digits, grey, 0..255: 1438 for training, 359 for validation.
 
-    The third of every five pictures of a class is for validation, so both splits have all classes in
+    The third of every five images of a class is for validation, so both splits have all classes in
     the same proportion.
     """
 
@@ -42,7 +42,7 @@ class DigitImages(ImageData):
         return len(self._targets)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """An 8 x 8 grey picture and its digit."""
+        """An 8 x 8 grey image and its digit."""
         return Image.fromarray(self._images[index]), int(self._targets[index])
 
     def describe(self, index: int) -> str:
@@ -51,7 +51,7 @@ class DigitImages(ImageData):
 
 
 def _validation(targets: np.ndarray) -> np.ndarray:
-    """bool [n]: the third, eighth, ... picture of each class."""
+    """bool [n]: the third, eighth, ... image of each class."""
     chosen = np.zeros(len(targets), dtype=bool)
     for digit in range(10):
         chosen[np.flatnonzero(targets == digit)[_EVERY // 2 :: _EVERY]] = True

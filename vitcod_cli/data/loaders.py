@@ -33,7 +33,7 @@ class EvalLoader:
         self.num_images = num_images
 
     def __len__(self) -> int:
-        """Batches of this process (one without a readable picture is left out)."""
+        """Batches of this process (one without a readable image is left out)."""
         return math.ceil(self.num_images / self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""From a picture to the numbers that a model takes: resize, crop, vary, normalise."""
+"""From an image to the numbers that a model takes: resize, crop, vary, normalise."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Preprocess:
         input_size: (channels, height, width).
         mean, std: of pixel values in 0..1, one for each channel.
         interpolation: how the evaluation transform resizes.
-        crop_pct: share of the resized picture that the evaluation crop takes.
+        crop_pct: share of the resized image that the evaluation crop takes.
     """
 
     input_size: tuple[int, int, int]
@@ -48,11 +48,11 @@ class Preprocess:
 
     @property
     def mode(self) -> str:
-        """The mode that pictures are converted to."""
+        """The mode that images are converted to."""
         return "L" if self.input_size[0] == 1 else "RGB"
 
     def eval_transform(self) -> Transform:
-        """Resize the short side to size / crop_pct, crop the centre: a picture to uint8 [C, H, W]."""
+        """Resize the short side to size / crop_pct, crop the centre: an image to uint8 [C, H, W]."""
         transform: Transform = create_transform(
             self.input_size,
             is_training=False,
@@ -102,7 +102,7 @@ class Preprocess:
         return transform  # type: ignore[no-any-return]
 
     def random_crop_transform(self) -> Transform:
-        """A random crop and flip, and no more: a picture to uint8 [C, H, W]."""
+        """A random crop and flip, and no more: an image to uint8 [C, H, W]."""
         plain = AugmentationSettings(aa="none", color_jitter=0.0, reprob=0.0, scale=(0.25, 1.0))
         return self.train_transform(plain)
 
@@ -130,7 +130,7 @@ def _figures(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devi
 
 
 class _ShiftedCrop:
-    """A small picture, resized to ``size`` (height, width), moved by up to 4 pixels and filled up with black.
+    """A small image, resized to ``size`` (height, width), moved by up to 4 pixels and filled up with black.
 
     What DeiT has in place of random resized crops for inputs of up to 32 pixels (torchvision's
     ``RandomCrop(size, padding=4)``).
@@ -178,7 +178,7 @@ def preprocess_for(
     """
     channels = input_size[0]
     if channels not in (1, 3):
-        raise VitcodError(f"The model takes {channels} channels, but pictures have 3, or 1 as grey (in_chans=1).")
+        raise VitcodError(f"The model takes {channels} channels, but images have 3, or 1 as grey (in_chans=1).")
     crop_pct = settings.crop_pct
     if crop_pct is None:
         crop_pct = 1.0 if max(input_size[1:]) <= _SMALL else _PUBLISHED_CROP_PCT

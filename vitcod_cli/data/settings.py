@@ -39,7 +39,7 @@ class DataSettings(Settings, panel="Data"):
         show_default=False,
     )
     inat_category: Literal["name", "genus", "family", "supercategory", "order", "class", "phylum", "kingdom"] = (
-        setting("name", "What iNaturalist pictures are classified by.")
+        setting("name", "What iNaturalist images are classified by.")
     )
     download: bool = setting(False, "Download a data set that isn't there (torch/, hfds/, hfids/, tfds/).")
     workers: int | None = setting(
@@ -51,16 +51,16 @@ class DataSettings(Settings, panel="Data"):
     )
     crop_pct: float | None = setting(
         None,
-        "Share of the resized picture that the evaluation crop takes.",
+        "Share of the resized image that the evaluation crop takes.",
         minimum=0.01,
         maximum=1.0,
         show_default="224/256; 1 up to 32 pixels",
     )
     interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = setting(
-        "bicubic", "How evaluation pictures are resized."
+        "bicubic", "How evaluation images are resized."
     )
     max_bad_images: int = setting(
         10,
-        "Pictures that may turn out unreadable, each with a warning, before the run stops.",
+        "Images that may turn out unreadable, each with a warning, before the run stops.",
         minimum=0,
     )

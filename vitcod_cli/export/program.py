@@ -33,8 +33,8 @@ class InferenceProgram(nn.Module):
 
     Args:
         model: is changed, and not fit for training afterwards.
-        preprocess: normalises uint8 pictures first; None: the program takes normalised ones.
-        batch_size: pictures in every batch; None: any number, and then nothing can be planned.
+        preprocess: normalises uint8 images first; None: the program takes normalised ones.
+        batch_size: images in every batch; None: any number, and then nothing can be planned.
 
     Attributes:
         planned: how many of the ``num_blocks`` blocks leave out what the mask prunes.
@@ -62,7 +62,7 @@ class InferenceProgram(nn.Module):
         self.figures = None if preprocess is None else preprocess.byte_figures(torch.device("cpu"))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures [B, C, H, W] to logits [B, classes]."""
+        """Images [B, C, H, W] to logits [B, classes]."""
         if self.figures is not None:
             mean, std = self.figures
             images = (images.float() - mean) / std
@@ -156,7 +156,7 @@ def example(shape: tuple[int, int, int], dtype: torch.dtype, batch_size: int | N
     """A batch [B, C, H, W] of noise, as a program takes it; two images where any number will do.
 
     Args:
-        shape: (C, H, W). dtype: uint8, or float32 for normalised pictures.
+        shape: (C, H, W). dtype: uint8, or float32 for normalised images.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch_size or 2, *shape), generator=generator, dtype=torch.uint8)

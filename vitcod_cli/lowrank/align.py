@@ -1,4 +1,4 @@
-"""Head alignment: turn the heads of Q and K, without changing the model, until they look alike.
+"""Head alignment: one orthogonal matrix for Q and K of each head (Procrustes), which leaves the output unchanged.
 
 Attention sees only q_h . k_h, so each head may be rotated by any orthogonal R_h, the same for its q
 and its k, and any constant may be added to all keys of an image (softmax does not see it). The
@@ -93,5 +93,5 @@ def rotate_heads(attention: SparseLowRankAttention, rotations: Tensor) -> None:
         for parameter in (attention.qkv.weight, attention.qkv.bias):
             if parameter is not None:
                 heads = parameter[rows].double().reshape(attention.num_heads, attention.head_dim, -1)
-                turned = rotations.to(heads) @ heads
-                parameter[rows] = turned.reshape(parameter[rows].shape).to(parameter.dtype)
+                rotated = rotations.to(heads) @ heads
+                parameter[rows] = rotated.reshape(parameter[rows].shape).to(parameter.dtype)
