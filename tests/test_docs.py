@@ -24,3 +24,14 @@ def test_every_room_stands_in_the_tree() -> None:
     named = set(re.findall(r"^ {6}(\w+(?:/kernels)?)/? ", tree, re.MULTILINE))
     rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert named - {"model/kernels"} == {room for room in rooms if room not in ("__pycache__", "py.typed")}
+
+
+def test_what_the_readme_calls_from_python_is_there() -> None:
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## From Python") : text.index("## From the published code")]
+    named = set(re.findall(r"vitcod_cli\.(\w+)", section))
+    named |= {
+        name.strip() for line in re.findall(r"from vitcod_cli import (.+)", section) for name in line.split(",")
+    }
+    assert {"load", "compress", "SparseOptions"} <= named
+    assert named <= set(vitcod_cli.__all__)

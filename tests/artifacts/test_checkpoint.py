@@ -324,6 +324,11 @@ def test_which_weights_of_a_file_that_has_both(
     assert left & set(checkpoint.info["left_out"]), "what was not used is left out"
 
 
+def test_a_tensor_beside_the_weights_is_left_out(tmp_path: Path, tiny_config: ModelConfig) -> None:
+    torch.save({"model": averaged(tiny_config)[0], "counts": torch.arange(3), "scaler": {}}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", "--checkpoint").info["left_out"] == ["counts"]
+
+
 def test_ema_weights_that_are_not_there(tmp_path: Path, tiny_config: ModelConfig) -> None:
     raw, _ = averaged(tiny_config)
     torch.save({"model": raw, "model_ema": None}, tmp_path / "none.pth")

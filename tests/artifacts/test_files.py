@@ -19,9 +19,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+from vitcod_cli.artifacts.describe import CHECKPOINT, MASK
 from vitcod_cli.artifacts.files import (
-    CHECKPOINT,
-    MASK,
     atomic_path,
     read_safetensors_info,
     remove_leftovers,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.arrays import check_shape, is_npy, read_npy, wrong_file
-from vitcod_cli.artifacts.files import ATTENTION_MAP, checked_kind, open_safetensors, write_safetensors
+from vitcod_cli.artifacts.describe import ATTENTION_MAP
+from vitcod_cli.artifacts.files import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
 

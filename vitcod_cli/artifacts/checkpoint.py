@@ -10,16 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitcod_cli.artifacts.architecture import class_count_of, img_size_of, svd_type_of
-from vitcod_cli.artifacts.describe import describe
+from vitcod_cli.artifacts.describe import CHECKPOINT, describe
 from vitcod_cli.artifacts.download import download, is_url
-from vitcod_cli.artifacts.files import (
-    CHECKPOINT,
-    checked_kind,
-    checked_path,
-    open_safetensors,
-    sha256_of,
-    write_safetensors,
-)
+from vitcod_cli.artifacts.files import checked_kind, checked_path, open_safetensors, sha256_of, write_safetensors
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.pickled import load_pickled
 from vitcod_cli.errors import VitcodError
@@ -143,8 +136,15 @@ def _published_info(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {
         "args": dict(args) if isinstance(args, Mapping) else {},
         "epoch": fields.get("epoch"),
-        "left_out": [name for name in fields if name not in (key, "args", "epoch") and fields[name]],
+        "left_out": [
+            name for name in fields if name not in (key, "args", "epoch") and not _is_empty(fields[name])
+        ],
     }
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether there is nothing in it; a tensor, which has no truth value of its own, is something."""
+    return value is None or (isinstance(value, (Mapping, list, tuple, str, bool, int, float)) and not value)
 
 
 def _published_config(args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelConfig | None:

@@ -44,7 +44,7 @@ def download(url: str, flag: str, reporter: Reporter) -> Path:
     # A name without a hash gets the address's: many addresses end in ".../model.safetensors".
     target = _cache_folder() / (name if wanted else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
     with _locked(target):
-        if not target.is_file() or not sha256_of(target).startswith(wanted):
+        if not target.is_file() or (wanted and not sha256_of(target).startswith(wanted)):
             _fetch(url, target, wanted, flag, reporter)
     return target
 

@@ -19,36 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from vitcod_cli.artifacts.describe import (
-    ATTENTION_MAP,
-    CHECKPOINT,
-    MASK,
-    METADATA_KEY,
-    RUN_STATE,
-    describe,
-    in_words,
-)
+from vitcod_cli.artifacts.describe import METADATA_KEY, describe, in_words
 from vitcod_cli.errors import VitcodError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-__all__ = [
-    "ATTENTION_MAP",
-    "CHECKPOINT",
-    "MASK",
-    "RUN_STATE",
-    "atomic_path",
-    "checked_path",
-    "first_line",
-    "free_path",
-    "open_safetensors",
-    "read_safetensors_info",
-    "remove_leftovers",
-    "sha256_of",
-    "write_safetensors",
-]
 
 VERSION = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
