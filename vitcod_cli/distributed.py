@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=30)
+_SPECIAL_STEPS = 0xFFFFFFF0
+"""From this id on, steps are SLURM's own: the batch script, the interactive shell."""
+
 _attempt = 1
 """How often torchrun has started the processes of this run, this time included."""
 
@@ -57,8 +61,15 @@ def _from_environment(torchrun: str, slurm: Sequence[str], default: int) -> int:
 
 
 def under_srun() -> bool:
-    """Whether this process is a task of ``srun``; a bare ``sbatch`` script has SLURM's variables, too."""
-    return "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ
+    """Whether this process is one of the tasks of an ``srun``, which together are one run.
+
+    A batch script and the shell of an allocation have the variables of all its tasks, and are one process.
+    """
+    step = os.environ.get("SLURM_STEP_ID", "")
+    if "RANK" in os.environ or not step.isdecimal() or int(step) >= _SPECIAL_STEPS:
+        return False
+    # `srun --pty bash`: what is typed there runs once. An srun inside inherits the variable, not the terminal.
+    return not ("SLURM_PTY_PORT" in os.environ and sys.stdin is not None and sys.stdin.isatty())
 
 
 def first_host(nodes: str) -> str:

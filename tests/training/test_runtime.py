@@ -103,6 +103,13 @@ def test_what_counts_as_several_processes(monkeypatch: pytest.MonkeyPatch) -> No
     assert ranks() == (5, 8, 1)  # srun
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
     assert ranks() == (5, 6, 1)  # the step's own tasks, not the allocation's
+    monkeypatch.setenv("SLURM_PTY_PORT", "40000")
+    assert ranks() == (5, 6, 1)  # srun in an interactive shell: without the terminal
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert ranks() == (0, 1, 0)  # that shell itself
+    monkeypatch.delenv("SLURM_PTY_PORT")
+    monkeypatch.setenv("SLURM_STEP_ID", "4294967290")
+    assert ranks() == (0, 1, 0)  # the step that SLURM makes for salloc's shell
     monkeypatch.setenv("RANK", "2")
     assert distributed.rank() == 2  # torchrun inside a job
 
