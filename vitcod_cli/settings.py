@@ -120,8 +120,11 @@ class Settings:
         """The inverse of :meth:`flat`; what is left out has its default.
 
         Raises:
-            VitcodError: for a missing required option, or a value out of its range.
+            VitcodError: for a name that is no option, a missing required option, or a value out of its range.
         """
+        unknown = [name for name in values if name not in options_of(cls)]
+        if unknown:
+            raise VitcodError(f"{cls.__name__} has no option called {unknown[0]}.")
         arguments: dict[str, Any] = {}
         for name, info in settings_of(cls).items():
             if name in values:
@@ -129,7 +132,8 @@ class Settings:
             if info.hint is not None and arguments.get(name) is None:
                 raise VitcodError(f"{info.flag} is needed: {info.hint}")
         for name, group in groups_of(cls).items():
-            arguments[name] = group.from_flat(values)
+            own = options_of(group)
+            arguments[name] = group.from_flat({key: value for key, value in values.items() if key in own})
         return cls(**arguments)
 
     def arguments(self) -> list[str]:

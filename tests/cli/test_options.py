@@ -264,6 +264,14 @@ def test_what_a_run_writes_can_be_given_back(call: Call, tmp_path: Path) -> None
     assert not {"resume", "overwrite"} & set(Needing(file="f", sources=[]).record({}))
 
 
+def test_flat_values_give_the_settings_back() -> None:
+    options = Both(shape=Shape(number=4, names=["a"]), other=Other(seed=3), plain="z")
+    assert Both.from_flat(options.flat()) == options
+    assert Both.from_flat({}) == Both()
+    with pytest.raises(VitcodError, match=r"^Both has no option called numbr\.$"):
+        Both.from_flat({"numbr": 4})
+
+
 def test_as_type_takes_no_true_for_a_number() -> None:
     with pytest.raises(ValueError, match="must be a number, not True"):
         as_type(True, float)
