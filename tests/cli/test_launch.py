@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command_line import ROOT, Cli
 from safetensors.torch import load_file
 
@@ -44,6 +45,8 @@ def test_torchrun_of_the_launcher_in_a_checkout(tiny_checkpoint: Path, image_fol
     out = run([*TORCHRUN, "vitcod", *words.split(), *quick.split()], cwd=ROOT)
     assert json.loads(out)["images"] == 13, "said once, every image counted once"
     assert "blocks.0.attn.keep" in load_file(here / "run/last.safetensors")
+    config = yaml.safe_load((here / "run/config.yaml").read_text())
+    assert config["nproc_per_node"] == 2, "so that --config repeats the run without torchrun, too"
 
 
 def test_torchrun_of_the_module_counts_every_image_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,5 +149,7 @@ def open_run(
         "processes": world_size(),
         "versions": {"vitcod": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     }
-    run.write_config(options.record(provenance))
+    # Under torchrun the command line doesn't say it; with --config alone it would be another run.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", options.runtime.nproc_per_node))
+    run.write_config({**options.record(provenance), "nproc_per_node": processes})
     return run, provenance
