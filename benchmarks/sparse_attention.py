@@ -5,7 +5,7 @@
 Candidates against torch's fused attention over all keys:
 
 - bool mask, additive mask: the same with the mask, as a bool tensor and as numbers made once.
-- planned: what vitcod does at inference (vitcod_cli/model/planned_attention.py), used here whether or not it
+- planned: what vitcod does at inference (vitcod_cli/model/kernels/planned.py), used here whether or not it
   expects to pay.
 - flex: FlexAttention with a block mask over tokens in the order of the plan's squares (needs a compiler).
 

@@ -140,6 +140,50 @@ def test_what_cannot_be_compressed(dense: torch.nn.Module, tmp_path: Path) -> No
         vitcod_cli.compress(dense, tmp_path, model_kwargs=KWARGS)
 
 
+def test_a_model_is_not_compressed_twice(checkpoint: Path) -> None:
+    images = [torch.randn(4, 3, 32, 32)]
+    for model in (checkpoint, vitcod_cli.load(checkpoint), vitcod_cli.load(checkpoint, inference=False)):
+        with pytest.raises(vitcod_cli.VitcodError, match="low-rank already"):
+            vitcod_cli.compress(model, images)
+    calibration = vitcod_cli.CalibrationSettings(**QUICK)
+    model = vitcod_cli.load(checkpoint, inference=False)
+    sparse = vitcod_cli.compress(model, images, svd_type="none", sparsity=0.5, calibration=calibration)
+    assert keep_mask(model) is None
+    mask = keep_mask(sparse)
+    assert mask is not None
+    assert model_config(sparse).svd_type == "mix_head_fc_qk"
+    with pytest.raises(vitcod_cli.VitcodError, match="has a mask already"):
+        vitcod_cli.compress(sparse, images, svd_type="none")
+
+
+def test_crops_are_read_only_for_the_calibration_that_looks_at_them(
+    dense: torch.nn.Module, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitcod_cli.steps import compress
+
+    asked: list[int] = []
+    read = compress.read_crops
+
+    def counted(source, preprocess, count, crops, **others):  # type: ignore[no-untyped-def]
+        asked.append(crops)
+        return read(source, preprocess, count, crops, **others)
+
+    monkeypatch.setattr(compress, "read_crops", counted)
+    off = vitcod_cli.CalibrationSettings(calibrate_steps=0)
+    on = vitcod_cli.CalibrationSettings(**QUICK)
+    for calibration, sparsity in ((on, None), (off, 0.5), (on, 0.5)):
+        vitcod_cli.compress(
+            dense,
+            image_folder,
+            svd_type="none",
+            num_images=4,
+            sparsity=sparsity,
+            calibration=calibration,
+            model_kwargs=KWARGS,
+        )
+    assert asked == [1, 1, 2]
+
+
 def test_the_steps_are_functions(checkpoint: Path, tmp_path: Path, image_folder: Path) -> None:
     data = vitcod_cli.DataSettings(data_path=str(image_folder), workers=0)
     result = vitcod_cli.evaluate(vitcod_cli.EvalOptions(checkpoint=str(checkpoint), data=data))

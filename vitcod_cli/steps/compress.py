@@ -27,7 +27,8 @@ from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.model.adopt import adopt
-from vitcod_cli.model.layers import fold_auto_encoders, set_keep_mask
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import fold_auto_encoders, keep_mask, set_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -72,7 +73,8 @@ def compress(
         The compressed model in eval mode, to use, to train further, or to write with :func:`vitcod_cli.save`.
 
     Raises:
-        VitcodError: if the model can't be treated, there are no images, or the sparsity can't be reached.
+        VitcodError: if the model can't be treated or was treated already, there are no images, or the sparsity
+            can't be reached.
     """
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
@@ -83,14 +85,16 @@ def compress(
             kwargs = [f"{name}={value!r}" for name, value in (model_kwargs or {}).items()]
             settings = ModelSettings(model_kwargs=kwargs)
             dense = load_model(settings, os.fspath(model), flag="model", reporter=reporter)
+        _check_untreated(dense, svd_type)
         dense = running.prepare(dense).eval().requires_grad_()
         preprocess = preprocess_of(dense)
         if isinstance(images, (str, os.PathLike)):
+            several = sparsity is not None and calibration.enabled  # all else looks at the first crop only
             sample = read_crops(
                 open_unlabelled(images),
                 preprocess,
                 num_images,
-                calibration.calibrate_crops,
+                calibration.calibrate_crops if several else 1,
                 workers=None,
                 runtime=running,
                 reporter=reporter,
@@ -119,6 +123,16 @@ def compress(
             if calibration.enabled:
                 calibrate(student, dense, sample, calibration, scope="block", runtime=running, reporter=reporter)
     return student.eval()
+
+
+def _check_untreated(model: VisionTransformer, svd_type: SvdType) -> None:
+    """Refuse a model that would be treated twice, and teach itself what it has lost."""
+    if keep_mask(model) is not None:
+        raise VitcodError("The model has a mask already; give compress the model that it was made from.")
+    if svd_type != "none" and model_config(model).svd_type != "none":
+        raise VitcodError(
+            'The model is low-rank already; give compress the dense model, or svd_type="none" for a mask alone.'
+        )
 
 
 def _gather(
