@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from vitcod_cli.artifacts import files
 from vitcod_cli.artifacts.architecture import architecture_in_words, img_size_of
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from vitcod_cli.artifacts.files import sha256_of, write_safetensors
+from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.artifacts.safetensors_file import write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
 from vitcod_cli.reporting import SilentReporter

@@ -20,14 +20,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from vitcod_cli.artifacts.describe import CHECKPOINT, MASK
-from vitcod_cli.artifacts.files import (
-    atomic_path,
-    read_safetensors_info,
-    remove_leftovers,
-    sha256_of,
-    write_safetensors,
-)
+from vitcod_cli.artifacts.files import atomic_path, remove_leftovers, sha256_of
 from vitcod_cli.artifacts.pickled import write_pickled
+from vitcod_cli.artifacts.safetensors_file import read_safetensors_info, write_safetensors
 from vitcod_cli.errors import VitcodError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.artifacts.checkpoint import write_checkpoint
-from vitcod_cli.artifacts.files import read_safetensors_info
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.model_config import SVD_TYPES, ModelConfig, SvdType
+from vitcod_cli.artifacts.safetensors_file import read_safetensors_info
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model, model_config
 from vitcod_cli.model.layers import keep_mask, set_keep_mask

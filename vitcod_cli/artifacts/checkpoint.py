@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitcod_cli.artifacts.architecture import class_count_of, img_size_of, svd_type_of
 from vitcod_cli.artifacts.describe import CHECKPOINT, describe
 from vitcod_cli.artifacts.download import download, is_url
-from vitcod_cli.artifacts.files import checked_kind, checked_path, open_safetensors, sha256_of, write_safetensors
+from vitcod_cli.artifacts.files import checked_path, sha256_of
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.pickled import load_pickled
+from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import QUIET, Reporter
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitcod_cli.artifacts.arrays import check_shape, is_npy, read_npy, wrong_file
 from vitcod_cli.artifacts.describe import MASK
-from vitcod_cli.artifacts.files import checked_kind, open_safetensors, write_safetensors
+from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
 

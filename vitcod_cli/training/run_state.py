@@ -20,8 +20,9 @@ from torch import Tensor
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.describe import RUN_STATE
-from vitcod_cli.artifacts.files import atomic_path, open_safetensors, read_safetensors_info, write_safetensors
+from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.run_directory import BOUNDARY
+from vitcod_cli.artifacts.safetensors_file import open_safetensors, read_safetensors_info, write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.settings import Settings, settings_of
