@@ -41,7 +41,9 @@ def test_a_filled_folder_needs_a_word(tmp_path: Path) -> None:
     assert "--overwrite" in str(error.value)
     open_run(settings(tmp_path, resume=True))
     assert (tmp_path / "state.safetensors").exists()
-    open_run(settings(tmp_path, overwrite=True))
+    run = open_run(settings(tmp_path, overwrite=True))
+    assert (tmp_path / "state.safetensors").exists(), "nothing new is there yet"
+    run.begin()
     assert not (tmp_path / "state.safetensors").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with pytest.raises(VitcodError, match="exclude each other"):
@@ -69,13 +71,15 @@ def test_config_and_figures(tmp_path: Path) -> None:
     run = open_run(settings(tmp_path))
     config = {"zebra": 1, "apple": {"lr": 1e-5, "name": None}, "list": ["a=b"]}
     run.write_config(config)
-    back = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert back == config
-    assert list(back) == list(config)
     run.log(epoch=0, loss=1.5)
+    assert not list(tmp_path.iterdir()), "held back"
+    run.begin()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 1, "lo')  # killed here
     run.log(epoch=1, loss=1.25)
+    back = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert back == config
+    assert list(back) == list(config)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 1.25}]
 
@@ -103,11 +107,15 @@ def test_a_run_resumes_where_a_state_is_and_else_begins_its_metrics_anew(
     assert open_run(settings(tmp_path, overwrite=True)).resumes
     assert (tmp_path / "metrics.jsonl").read_text() == log
     (tmp_path / "state.safetensors").unlink()
-    assert not open_run(settings(tmp_path)).resumes
+    run = open_run(settings(tmp_path))
+    assert not run.resumes
+    run.begin()
     assert not (tmp_path / "metrics.jsonl").exists()
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     (tmp_path / "metrics.jsonl").write_text(log)
-    assert not open_run(settings(tmp_path, resume=True)).resumes
+    run = open_run(settings(tmp_path, resume=True))
+    assert not run.resumes
+    run.begin()
     assert not (tmp_path / "metrics.jsonl").exists()
     (tmp_path / "state.safetensors").touch()
     assert not open_run(settings(tmp_path, overwrite=True)).resumes

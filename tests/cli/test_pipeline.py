@@ -144,7 +144,7 @@ def test_no_epochs_stop_after_calibration(pipeline: Pipeline) -> None:
 def test_a_stopped_run_logs_its_calibration_once(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, stop: dict[str, object]
 ) -> None:
-    """Whether a state was saved, or the calibration is done again."""
+    """Whether a state was saved, or the run before is still there."""
 
     def log(run: RunDirectory, **metrics: object) -> None:
         if stop.items() <= metrics.items():
@@ -163,8 +163,8 @@ def test_a_stopped_run_logs_its_calibration_once(
         patch.setattr(RunDirectory, "log", log)
         with pytest.raises(AssertionError, match="stopped"):
             pipeline.lowrank("--overwrite")
-    assert lines() != whole
-    assert Path("lowrank/state.safetensors").exists() == ("epoch" in stop)
+    if "epoch" in stop:
+        assert lines() != whole
     pipeline.lowrank("--resume")
     assert lines() == whole
 

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +18,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], before_replace: Callable[[], None] | None = None) -> Iterator[Path]:
     """A path to write to, whose file takes the place of ``path`` when the block ends well.
 
     It lies in a hidden folder beside ``path``, which also holds whatever a library writes on its way.
     Missing parent folders are made. On any error, an interrupt included, the folder is removed and
     what was at ``path`` before is as it was. A reader sees the old file or the new one.
+
+    Args:
+        before_replace: called when the new file is whole, just before it takes its place.
 
     Raises:
         VitcodError: if the disk is full or it can't be written to.
@@ -43,6 +46,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             temporary.chmod(mode)  # safetensors makes its files private
             _sync(temporary)
+            if before_replace is not None:
+                before_replace()
             os.replace(temporary, target)
     except OSError as error:
         raise VitcodError(_cannot_write(path, error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
 BOUNDARY = "epoch.safetensors"
 """The last state between two epochs, while the newest one lies inside an epoch."""
+CALIBRATION = "calibration.safetensors"
+"""The finished blocks of a calibration, until there is a state."""
+_OF_A_RUN = (CONFIG, METRICS, LAST, BEST, STATE, BOUNDARY, CALIBRATION, "wandb-id.txt", "tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +34,34 @@ class OutputSettings(Settings, panel="Output"):
     resume: bool = setting(False, "Go on with the run in the output folder.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDirectory:
     """An opened run folder. Only the main process may write to it.
+
+    What a run has left that this one replaces stays until the first new file is whole: :meth:`begin`.
 
     Attributes:
         resumes: whether the run goes on from the state in the folder, the same in every process. It
             does when there is one and ``--resume`` was given, or torchrun or SLURM has restarted the
             run. What would be thrown away then (a calibration, say) need not be computed.
+        resumes_calibration: whether it goes on from the calibration in the folder, which ended before
+            there was a state.
     """
 
     path: Path
     resumes: bool = False
+    resumes_calibration: bool = False
+    _begun: bool = False
+    _config: dict[str, Any] | None = None
+    _lines: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def open(cls, settings: OutputSettings, reporter: Reporter) -> RunDirectory:
         """Make or enter the folder that ``settings`` name; all processes of a run do it together.
 
         A folder that isn't empty is entered with ``resume`` and, with ``overwrite``, emptied of what
-        a run writes (other files are left alone). A run that torchrun or SLURM has restarted goes on in
-        its folder whatever ``settings`` say. Without a state to go on from, the run begins anew, and so
-        does its ``metrics.jsonl``.
+        a run writes (other files are left alone) by :meth:`begin`. A run that torchrun or SLURM has
+        restarted goes on in its folder whatever ``settings`` say.
 
         Raises:
             VitcodError: if the folder can't be made, or it isn't empty and neither
@@ -62,12 +72,27 @@ class RunDirectory:
         path = Path(settings.output_dir)
         if is_main():  # the others would see what it has written meanwhile
             _enter(path, settings)
-        resumes = from_main((settings.resume or restarted()) and (path / STATE).exists())
-        if is_main() and not resumes:
-            _remove(path, METRICS)
-        if settings.resume and not resumes:
+        goes_on = settings.resume or restarted()
+        resumes = from_main(goes_on and (path / STATE).exists())
+        calibration = from_main(goes_on and not resumes and (path / CALIBRATION).exists())
+        if settings.resume and not (resumes or calibration):
             reporter.info(f"There is no saved state in {path}: starting from the beginning.")
-        return cls(path, resumes)
+        return cls(path, resumes, calibration, _begun=resumes or calibration)
+
+    def begin(self) -> None:
+        """Remove what an earlier run has left, and write what this one has held back: config and metrics.
+
+        Called when the first file to go on from is whole, just before it takes its place (``before_replace``
+        of :func:`atomic_path`); further calls do nothing.
+        """
+        if self._begun or not is_main():
+            return
+        self._begun = True
+        _remove(self.path, *_OF_A_RUN)
+        if self._config is not None:
+            self._write_config(self._config)
+        for line in self._lines:
+            self.log(**line)
 
     @property
     def last(self) -> Path:
@@ -84,18 +109,35 @@ class RunDirectory:
         """What ``--resume`` needs."""
         return self.path / STATE
 
+    @property
+    def calibration(self) -> Path:
+        """The blocks that a calibration has finished; gone when there is a state."""
+        return self.path / CALIBRATION
+
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write ``config.yaml``: everything the run was started with."""
+        """Write ``config.yaml``, everything the run was started with, as soon as the run has begun."""
         if not is_main():
             return
+        if self._begun:
+            self._write_config(config)
+        else:
+            self._config = config
+
+    def _write_config(self, config: dict[str, Any]) -> None:
         import yaml
 
         with atomic_path(self.path / CONFIG) as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def log(self, **metrics: Any) -> None:
-        """Append one line to ``metrics.jsonl``, in place of half a line that a killed process left."""
+        """Append one line to ``metrics.jsonl``, in place of half a line that a killed process left.
+
+        Before the run has begun, lines are held back.
+        """
         if not is_main():
+            return
+        if not self._begun:
+            self._lines.append(metrics)
             return
         path = self.path / METRICS
         try:
@@ -139,8 +181,6 @@ def _enter(path: Path, settings: OutputSettings) -> None:
             "with --overwrite, or name another folder."
         )
     remove_leftovers(path)
-    if settings.overwrite and not restarted():
-        _remove(path, CONFIG, METRICS, LAST, BEST, STATE, BOUNDARY)
 
 
 def _remove(path: Path, *names: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -30,16 +30,17 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray | torch.Tensor],
     kind: str,
     info: Mapping[str, Any],
+    before_replace: Callable[[], None] | None = None,
 ) -> None:
     """Write ``tensors`` (numpy arrays, torch tensors or both) atomically, with ``info`` as metadata.
 
-    Torch tensors may be on any device, shared or not contiguous.
+    Torch tensors may be on any device, shared or not contiguous. ``before_replace``: see :func:`atomic_path`.
 
     Raises:
         VitcodError: if the file can't be written; what was there is untouched.
     """
     metadata = {METADATA_KEY: json.dumps({"format": kind, "version": VERSION, **info})}
-    with atomic_path(path) as temporary:
+    with atomic_path(path, before_replace) as temporary:
         try:
             _save(temporary, tensors, metadata)
         except Exception as error:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,9 @@ class StateFile:
     that lies between epochs, for a resume on another number of processes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, before_replace: Callable[[], None] | None = None) -> None:
+        """``before_replace``: called when a new state is whole, just before it takes the old one's place."""
+        self.path, self._before_replace = path, before_replace
         self.boundary_path = path.with_name(BOUNDARY)
 
     def exists(self) -> bool:
@@ -129,7 +130,9 @@ class StateFile:
         """
         if not position.between_epochs and self.exists() and self.position().between_epochs:
             self._keep_boundary()
-        write_safetensors(self.path, tensors, RUN_STATE, {**info, "position": asdict(position)})
+        write_safetensors(
+            self.path, tensors, RUN_STATE, {**info, "position": asdict(position)}, self._before_replace
+        )
         if position.between_epochs:
             self.boundary_path.unlink(missing_ok=True)
 

@@ -115,7 +115,7 @@ def fit(
             "lower it."
         )
     state = RunState(
-        file=StateFile(run.state),
+        file=StateFile(run.state, run.begin),
         trained=trained,
         hyper_parameters=hyper_parameters(recipe, augmentation, runtime.settings),
         order=_order(recipe, augmentation, runtime, images),
