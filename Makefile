@@ -2,14 +2,16 @@
 #   make demo        all four steps on real data, in three minutes
 #   make test        the tests
 #   make test-slow   the fault and fuzz suites
+#   make test-oldest the tests with the oldest packages that pyproject.toml allows, in .venv-oldest
 #   make lint        ruff and mypy
 # Another interpreter: make PYTHON=python3.12 install
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-slow lint
+.PHONY: install demo test test-slow test-oldest lint
 
 install: $(VENV)/installed
 
@@ -26,6 +28,13 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(OLDEST)/constraints.txt --editable '.[test]'
+	$(OLDEST)/bin/python -m pytest -m 'not slow'
 
 lint: install
 	$(BIN)/ruff check .
