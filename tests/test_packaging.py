@@ -37,7 +37,10 @@ def declared() -> set[str]:
     """The packages of ``dependencies`` and of the optional ones that users may install."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for name in optional if name != "dev" for line in optional[name])]
+    lines = [
+        *project["dependencies"],
+        *(line for name in optional if name not in ("dev", "test") for line in optional[name]),
+    ]
     return {re.split(r"[\[<>=!~; ]", line)[0].lower().replace("-", "_") for line in lines}
 
 
