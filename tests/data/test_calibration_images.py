@@ -7,11 +7,14 @@ import torch
 from pictures import CPU, MEDIUM, Numbered, process, write_images
 from torch import Tensor
 
+from vitcod_cli import distributed
+from vitcod_cli.data import calibration
 from vitcod_cli.data.calibration import CalibrationImages, calibration_images
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import SilentReporter
 
 
@@ -116,3 +119,37 @@ def test_other_crops_are_of_the_same_pictures_in_the_same_order(tmp_path: Path) 
 
     numbered = read(Numbered(200), 40)
     assert numbers(whole(read(Numbered(200), 40, crops="random", draw=3))) == numbers(whole(numbered))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_images_are_enough(count: int) -> None:
+    assert len(read(Numbered(200), count)) == len(read(Numbered(count), 200)) == count
+
+
+def test_none_at_all_if_none_are_asked_for() -> None:
+    images = read(Numbered(5), 0)
+    assert (len(images), images.num_images, list(images.batches(4))) == (0, 0, [])
+
+
+def test_not_one_readable_image_is_told() -> None:
+    with pytest.raises(VitcodError, match="0 readable training images are too few"):
+        read(Numbered(3, bad=range(3)), 3)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_process_without_an_image_stops_all(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """Left to itself it would wait for the others, or they for it."""
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [1, 1, 0])
+    with process(rank, 3), pytest.raises(VitcodError, match="2 readable training images are too few for 3 proc"):
+        read(Numbered(2), 8)
+
+
+def test_more_than_memory_holds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(
+        VitcodError, match=r"1000000000 images in memory would take 6,912 GB, .*--calibrate-images"
+    ):
+        calibration._memory(10**9, MEDIUM)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pictures import CPU
 
+from vitcod_cli.data import digits
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.preprocess import preprocess_for
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
 
 SETTINGS = DataSettings(dataset="digits")
 
@@ -46,3 +49,20 @@ def test_any_channels_and_size(channels: int, size: int) -> None:
     data = open_dataset(SETTINGS, "val", num_classes=10)
     images, _ = next(iter(eval_loader(data, preprocess, batch_size=16, workers=None, device=CPU)))
     assert images.shape == (16, channels, size, size)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "other arrays", "pickled", "a folder"])
+def test_a_damaged_installation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    whole = (files("vitcod_cli.data") / "digits.npz").read_bytes()
+    file = tmp_path / "digits.npz"
+    if damage == "a folder":
+        file.mkdir()
+    elif damage == "other arrays":
+        np.savez(file, images=np.zeros((3, 8, 8)), targets=np.zeros(3))
+    elif damage == "pickled":
+        np.savez(file, images=np.array([object()]), targets=np.zeros(3))
+    elif damage != "missing":
+        file.write_bytes(whole[: len(whole) // 2 if damage == "cut" else 0])
+    monkeypatch.setattr(digits, "files", lambda package: tmp_path)
+    with pytest.raises(VitcodError, match=r"The digits that come with vitcod can't be read .*install vitcod anew"):
+        open_dataset(SETTINGS, "val", num_classes=10)

@@ -45,7 +45,7 @@ def test_val_with_fewer_classes_has_the_labels_of_train(tmp_path: Path) -> None:
 
 def test_val_with_a_class_that_train_has_not(tmp_path: Path) -> None:
     write_images(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "val/z": 1})
-    with pytest.raises(VitcodError, match=r"1 class folders that .*train has not \(z\); .*--class-map"):
+    with pytest.raises(VitcodError, match=r"1 class folders that the training split has not \(z\); .*--class-map"):
         targets_by_class(tmp_path, "val")
 
 

@@ -170,4 +170,4 @@ def test_what_goes_to_the_workers_can_be_pickled(files: ImageData) -> None:
     reader = loader_of(files)._read.__self__
     again = pickle.loads(pickle.dumps(reader._loader.dataset))
     keys = np.array([[3, 17]])
-    assert torch.equal(again.__getitems__(keys)[0][0], reader._loader.dataset.__getitems__(keys)[0][0])
+    assert torch.equal(again.__getitems__(keys)[0].image, reader._loader.dataset.__getitems__(keys)[0].image)

@@ -215,5 +215,5 @@ def test_a_stream_without_a_count_is_not_trained_on() -> None:
 
 def test_stream_without_shards(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
-    with pytest.raises(VitcodError, match=r"wds/x can't be opened .*name the shards"):
+    with pytest.raises(VitcodError, match=r"--val-split validation is no split .*name the shards"):
         open_dataset(DataSettings(dataset="wds/x", data_path=str(tmp_path)), "val", num_classes=13)

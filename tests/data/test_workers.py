@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pictures import CPU, MEDIUM, Numbered
 
 from vitcod_cli.data import workers
 from vitcod_cli.data.batches import BatchReader
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.reading import Reading
+from vitcod_cli.data.samples import Batch
 from vitcod_cli.errors import VitcodError
 
 
@@ -54,14 +58,60 @@ def test_a_killed_worker_is_told_in_a_sentence() -> None:
         (RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus error. It is ..."), "--shm-size"),
         (ConnectionResetError(104, "Connection reset by peer"), "memory ran out"),
         (EOFError(), "memory ran out"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "can't be started .*--workers"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "can't be started .*--workers"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent):\n"
+                "RuntimeError: unable to write to file </torch_12_34_0>: No space left on device (28)"
+            ),
+            "--shm-size",
+        ),
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: Success (0)"), "--shm-size"),
         (ConnectionResetError("Caught ConnectionResetError in pin memory thread for device 0."), "memory ran out"),
     ],
 )
 def test_deaths_are_explained(error: Exception, says: str) -> None:
-    assert says in str(workers.explain(error))
+    assert re.search(says, str(workers.explain(error)))
+
+
+def test_workers_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(process: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.Process, "start", start)
+    with pytest.raises(
+        VitcodError, match=r"can't be started \(Resource temporarily unavailable\); use fewer --work"
+    ):
+        list(eval_loader(Numbered(4), MEDIUM, batch_size=2, workers=2, device=CPU))
+
+
+def test_images_that_find_no_shared_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
+    with pytest.raises(VitcodError, match="shared memory ran out: give the container more"):
+        list(eval_loader(Numbered(4), MEDIUM, batch_size=2, workers=1, device=CPU))
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sent by a thread, whose errors torch's workers only print."""
+
+    def reduce(batch: object, protocol: int) -> object:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Batch, "__reduce_ex__", reduce)
+    with pytest.raises(VitcodError, match="A process that reads images was killed"):
+        list(eval_loader(Numbered(4), MEDIUM, batch_size=2, workers=1, device=CPU))
 
 
 def test_other_errors_are_not() -> None:
+    assert workers.explain(PermissionError(errno.EACCES, "Permission denied")) is None
     assert (
         workers.explain(FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\n...")) is None
     )

@@ -116,13 +116,13 @@ def test_the_training_folder_is_walked_once(
     tmp_path: Path, image_folder: Path, data: DataSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walked: list[str] = []
-    create = vitcod_cli.data.folder.create_dataset
+    walk = vitcod_cli.data.folder.walk
 
-    def counted(*arguments: Any, root: str, **more: Any) -> Any:
-        walked.append(root)
-        return create(*arguments, root=root, **more)
+    def counted(root: Path) -> Any:
+        walked.append(str(root))
+        return walk(root)
 
-    monkeypatch.setattr(vitcod_cli.data.folder, "create_dataset", counted)
+    monkeypatch.setattr(vitcod_cli.data.folder, "walk", counted)
     kwargs = ["patch_size=8", "embed_dim=24", "depth=1", "num_heads=3"]
     options = DenseOptions(
         model=ModelSettings(model="deit_tiny_patch16_224", img_size=32, model_kwargs=kwargs),

@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import signal
-import struct
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitcod_cli import distributed
 from vitcod_cli.data.bad_images import BadImages, warn
+from vitcod_cli.data.decode import reason_of
 from vitcod_cli.data.order import Epochs, keys_of, own_randomness, seed_all, shuffled
-from vitcod_cli.data.preprocess import Transform
+from vitcod_cli.data.preprocess import Preprocess, Transform
 from vitcod_cli.data.reading import Batches, Reading
+from vitcod_cli.data.samples import Batch, Sample, collate, deliver, prepared, report
 from vitcod_cli.data.workers import DEATHS, default_workers, explain, start_worker
 from vitcod_cli.errors import VitcodError
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for broken files, depending on the format."""
-
-
-Sample = tuple[Tensor | None, int, int, list[tuple[int, str]]]
-"""Image (None: unreadable), target, index, and what could not be read on the way: (index, reason)."""
-
-
-class Batch(NamedTuple):
-    """What comes back from a worker."""
-
-    images: Tensor
-    targets: Tensor
-    indices: Tensor
-    missing: int
-    bad: list[tuple[int, str]]
-
-    def pin_memory(self) -> Batch:
-        """What DataLoader's pinning thread calls."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), *self[2:])
 
 
 class Indexed(Protocol):
     """What :class:`BatchReader` needs of a data set; see :class:`~vitcod_cli.data.images.ImageData`."""
 
     in_memory: bool
+    num_classes: int
     bad_images: BadImages
 
     def __len__(self) -> int: ...
@@ -63,9 +43,9 @@ class Indexed(Protocol):
 class _Samples(Dataset[Any]):
     """What lives in the workers: keys [n, 2] of (index, seed) to a batch."""
 
-    def __init__(self, data: Indexed, mode: str, transform: Transform, replace_bad: bool) -> None:
+    def __init__(self, data: Indexed, preprocess: Preprocess, transform: Transform, replace_bad: bool) -> None:
         self.data = data
-        self.mode = mode
+        self.preprocess = preprocess
         self.transform = transform
         self.tries = data.bad_images.limit + 2 if replace_bad else 1
 
@@ -76,41 +56,19 @@ class _Samples(Dataset[Any]):
             return [self._sample(int(index), int(seed)) for index, seed in keys]
 
     def _sample(self, index: int, seed: int) -> Sample:
-        bad: list[tuple[int, str]] = []
+        bad: list[tuple[str, str]] = []
         for _ in range(min(self.tries, len(self.data))):
             try:
                 image, target = self.data.load(index)
-                with image:
-                    image.load()
-                    image = image if image.mode == self.mode else image.convert(self.mode)
-            except _UNREADABLE as error:
-                bad.append((index, _reason(error)))
+                image = prepared(image, self.preprocess)
+            except OSError as error:
+                bad.append((self.data.describe(index), reason_of(error)))
                 index = (index + 1) % len(self.data)
                 continue
             if seed >= 0:
                 seed_all(seed)
-            return self.transform(image), target, index, bad
-        return None, -1, index, bad
-
-
-def _reason(error: Exception) -> str:
-    """Why, in a few words without the path, which is told beside them."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """One batch of the samples that could be read."""
-    good = [sample for sample in samples if sample[0] is not None]
-    images = [sample[0] for sample in good if sample[0] is not None]
-    return Batch(
-        torch.stack(images) if images else torch.empty(0),
-        torch.tensor([sample[1] for sample in good], dtype=torch.int64),
-        torch.tensor([sample[2] for sample in good], dtype=torch.int64),
-        len(samples) - len(good),
-        [bad for sample in samples for bad in sample[3]],
-    )
+            return Sample(self.transform(image), target, index, bad)
+        return Sample(None, index=index, bad=bad)
 
 
 class _Keys(Sampler[Any]):
@@ -148,7 +106,7 @@ class BatchReader:
         if workers is None:
             workers = 0 if data.in_memory else default_workers()
         self._loader: DataLoader[Any] = DataLoader(
-            _Samples(data, reading.preprocess.mode, reading.transform, reading.training),
+            _Samples(data, reading.preprocess, reading.transform, reading.training),
             batch_sampler=self._keys,
             num_workers=workers,
             collate_fn=collate,
@@ -192,20 +150,12 @@ class BatchReader:
             VitcodError: for more unreadable images than allowed, or a worker that died.
         """
         self._keys.batches = batches
-        reading = self._reading
         for batch in one_sentence(self._loader):
-            for index, reason in batch.bad:
-                self._data.bad_images.report(
-                    self._data.describe(index), reason, replaced=reading.training, reporter=reading.reporter
-                )
-            if reading.training and batch.missing:
+            report(batch, self._data.bad_images, self._reading)
+            if self._reading.training and batch.missing:
                 raise VitcodError("The training images can't be read, not one of them; look at --data-path.")
-            if len(batch.targets) == 0:
-                continue
-            images = batch.images
-            if not reading.raw:
-                images = reading.preprocess.to_device(images, reading.device)
-            yield images, batch.targets.to(reading.device, non_blocking=True), batch.indices
+            if len(batch.targets):
+                yield deliver(batch, self._data, self._reading)
 
 
 def one_sentence(loader: DataLoader[Any]) -> Iterator[Batch]:

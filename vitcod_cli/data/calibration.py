@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -12,6 +13,7 @@ from vitcod_cli import distributed
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.reading import Reading
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import QUIET, Reporter
 
 _BATCH = 32
@@ -82,6 +84,9 @@ def calibration_images(
     Args:
         crops: ``center`` is the evaluation transform; ``random`` a random crop and flip of each.
         draw: which random crop: another number gives another crop of the same images.
+
+    Raises:
+        VitcodError: if a process gets no image at all, or memory is too small for them.
     """
     random = crops == "random"
     reader = dataset.reader(
@@ -98,18 +103,46 @@ def calibration_images(
             reporter=reporter,
         )
     )
-    available = len(dataset) or count  # a stream may not say how many
-    share = len(range(distributed.rank(), min(count, available), distributed.world_size()))
-    batches = reader.sample(count)
-    images = torch.empty(share, *preprocess.input_size, dtype=torch.uint8)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    share = len(range(rank, min(count, len(dataset) or count), world_size))  # a stream may not say how many
+    images = _memory(share if len(dataset) else 0, preprocess)
+    rest: list[Tensor] = []
     read = 0
     with reporter.progress("read images", share) as progress:
+        batches = reader.sample(count)
         while read < share and (batch := next(batches, None)) is not None:
             part = batch[0][: share - read]
-            images[read : read + len(part)] = part
+            if len(images):
+                images[read : read + len(part)] = part
+            else:
+                rest.append(part)
             read += len(part)
             progress.advance(len(part))
-    total = sum(distributed.gather_objects(read))
+    everyone = distributed.gather_objects(read)
+    total = sum(everyone)
+    if count and not all(everyone):
+        processes = f"{world_size} processes" if total else "calibration"
+        raise VitcodError(
+            f"{total} readable training images are too few for {processes}; look at --data-path and its warnings, "
+            "or use fewer processes."
+        )
     if total < count:
         reporter.info(f"Calibration uses {total} images: there are no more ({count} were asked for).")
-    return CalibrationImages(images[:read], preprocess, device, total)
+    return CalibrationImages(
+        torch.cat([images[:read], *rest]) if rest else images[:read], preprocess, device, total
+    )
+
+
+def _memory(count: int, preprocess: Preprocess) -> Tensor:
+    """uint8 [count, C, H, W], not yet filled.
+
+    Raises:
+        VitcodError: if there is not so much memory.
+    """
+    try:
+        return torch.empty(count, *preprocess.input_size, dtype=torch.uint8)
+    except RuntimeError as error:
+        size = count * math.prod(preprocess.input_size) / 1e9
+        raise VitcodError(
+            f"{count} images in memory would take {size:,.0f} GB, which there are not; lower --calibrate-images."
+        ) from error

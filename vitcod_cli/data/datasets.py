@@ -24,6 +24,7 @@ def open_dataset(
     split: Literal["train", "val"],
     *,
     num_classes: int | None,
+    train: ImageData | None = None,
     reporter: Reporter | None = None,
 ) -> ImageData:
     """One split of the data set that ``settings`` name.
@@ -31,13 +32,15 @@ def open_dataset(
     Args:
         num_classes: outputs of the model, or None if the data set shall decide. Class folders that
             are ImageNet wnids get ImageNet's labels if it is 1000 or None.
+        train: the training split, where it is open already; its folder need not be walked again for the labels
+            of the validation split.
         reporter: told of things that look odd; without one, logging is.
 
     Raises:
         VitcodError: if the data isn't there, isn't of that kind, needs a package, or has more
             classes than the model.
     """
-    dataset = _open(settings, split, num_classes, reporter)
+    dataset = _open(settings, split, num_classes, train, reporter)
     if num_classes and dataset.num_classes > num_classes:
         raise VitcodError(
             f"The {split} images have {dataset.num_classes} classes but the model has {num_classes} outputs; "
@@ -53,11 +56,15 @@ def open_dataset(
 
 
 def _open(
-    settings: DataSettings, split: Literal["train", "val"], num_classes: int | None, reporter: Reporter | None
+    settings: DataSettings,
+    split: Literal["train", "val"],
+    num_classes: int | None,
+    train: ImageData | None,
+    reporter: Reporter | None,
 ) -> ImageData:
     name = settings.dataset.lower()
     if name in _FOLDER_NAMES:
-        return open_folder(settings, split, num_classes, reporter)
+        return open_folder(settings, split, num_classes, reporter, train.class_names if train else None)
     full = _TORCHVISION_NAMES.get(name, settings.dataset)
     if "/" in full and full.partition("/")[0].lower() in PREFIXES:
         return open_source(full, settings, split, num_classes)

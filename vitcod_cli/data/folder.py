@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from timm.data.dataset_factory import create_dataset
 from timm.data.readers.img_extensions import IMG_EXTENSIONS
-from timm.utils.misc import natural_key
 
-from vitcod_cli.data.bad_images import warn
-from vitcod_cli.data.images import FileImages, ImageData, SourceImages
-from vitcod_cli.data.labels import are_imagenet, label_map, read_class_map
+from vitcod_cli.data.images import FileImages, ImageData
+from vitcod_cli.data.labels import are_imagenet, label_map, mapped_labels
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.tar import open_tar
+from vitcod_cli.data.walk import Walk, folders_in, natural_order, walk
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
@@ -23,144 +22,147 @@ _SYNONYMS = {"train": ("train", "training"), "val": ("validation", "val", "valid
 
 
 def open_folder(
-    settings: DataSettings, split: Split, num_classes: int | None, reporter: Reporter | None
+    settings: DataSettings,
+    split: Split,
+    num_classes: int | None,
+    reporter: Reporter | None,
+    training: list[str] | None = None,
 ) -> ImageData:
-    """The images of one split, found by timm, labelled by the rules of :mod:`vitcod_cli.data.labels`.
+    """The images of one split, in timm's order, labelled by the rules of :mod:`vitcod_cli.data.labels`.
+
+    Args:
+        training: names of the classes of the training split, where they are known.
 
     Raises:
-        VitcodError: if the folder, the split or its images aren't there, or a class has no image.
+        VitcodError: if the folder, the split or its images aren't there, or labels would depend on chance.
     """
     if settings.data_path is None:
         raise VitcodError(
             "--data-path is missing: give the folder that holds train/ and val/ (or --dataset digits for a try)."
         )
     root = Path(settings.data_path)
-    if root.is_file() and root.suffix == ".tar":
-        return _open_tar(root, settings, num_classes)
+    if os.path.isfile(root) and root.suffix == ".tar":
+        return open_tar(root, settings, num_classes, reporter)
     folder = _split_folder(root, settings, split)
-    reader = _find_images(folder)
-    names: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-    _check_classes(folder, names, reader.samples, settings)
+    found = walk(folder)
+    found.tell(reporter)
+    if not found.folders:
+        raise VitcodError(
+            f"There are no images in {folder}: it should hold a folder for each class, with "
+            f"{', '.join(IMG_EXTENSIONS)} files in it."
+        )
+    _check_loose(found)
+    names = found.classes
     if settings.class_map is not None:
-        labels = read_class_map(settings.class_map)
-        count = max(labels.values()) + 1
-        _warn_unmapped(names, labels, settings, reporter)
+        labels, count = mapped_labels(settings.class_map, names, str(folder), reporter)
     else:
-        ranked = split == "val" and not are_imagenet(names, num_classes)
-        classes = _classes_of_training(root, folder, names, settings) if ranked else names
+        _check_filled(found)
+        _check_nesting(found)
+        classes = names
+        if split == "val":
+            training = training or _training_classes(root, names, num_classes, settings)
+            classes = _ranked_classes(folder, names, training, num_classes)
         labels, count = label_map(classes, num_classes)
-    by_rank = [labels.get(name, -1) for name in names]
-    kept = [(path, by_rank[label]) for path, label in reader.samples if by_rank[label] >= 0]
-    if not kept:
-        raise VitcodError(f"--class-map {settings.class_map} names none of the class folders in {folder}.")
+    kept = [(path, labels[name]) for path, name in found.samples() if name in labels]
     paths, targets = zip(*kept, strict=True)
-    return FileImages(paths, targets, count, max_bad_images=settings.max_bad_images)
-
-
-def _open_tar(root: Path, settings: DataSettings, num_classes: int | None) -> ImageData:
-    """A .tar of class folders, through timm's reader; it is the same for both splits."""
-    class_map = read_class_map(settings.class_map) if settings.class_map else None
-    source = create_dataset("", root=str(root), class_map=class_map)  # type: ignore[arg-type]
-    names = source.reader.class_name_to_idx
-    labels, count = (names, max(names.values()) + 1) if class_map else label_map(names, num_classes)
-    by_rank = {label: labels[name] for name, label in names.items()}
-    source.reader.targets = [by_rank[int(label)] for label in source.reader.targets]
-    return SourceImages(source, count, max_bad_images=settings.max_bad_images)
+    data = FileImages(paths, targets, count, max_bad_images=settings.max_bad_images)
+    data.class_names = names
+    return data
 
 
 def _split_folder(root: Path, settings: DataSettings, split: Split) -> Path:
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        state = "is not a folder" if os.path.lexists(root) else "does not exist"
         raise VitcodError(f"--data-path {root} {state}; give the folder that holds train/ and val/.")
     wanted = settings.train_split if split == "train" else settings.val_split
     synonyms = _SYNONYMS[split]
     tried = (wanted, *(name for name in synonyms if name != wanted)) if wanted in synonyms else (wanted,)
     for name in tried:
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):
             return root / name
     subject = f"--data-path {root} has no folder {' or '.join(tried[:2])}/"
     if root.name in (*_SYNONYMS["train"], *_SYNONYMS["val"], settings.train_split, settings.val_split):
         raise VitcodError(f"{subject}; it seems to be a split itself: give the folder above it, {root.parent}.")
     flag = "--train-split" if split == "train" else "--val-split"
+    if ".tar" in wanted:
+        raise VitcodError(f"{subject}; for {flag} {wanted} in shards give --dataset wds/NAME, too.")
     raise VitcodError(f"{subject}; put the {split} images there, a folder for each class, or name it by {flag}.")
 
 
-def _find_images(folder: Path) -> Any:
-    """timm's walk of the folder: ``.samples`` (path, label) and ``.class_to_idx``."""
-    try:
-        return create_dataset("", root=str(folder), search_split=False).reader
-    except RuntimeError as error:
+def _check_loose(found: Walk) -> None:
+    for folder in found.folders:
+        if not folder.parts:
+            loose = os.path.join(folder.path, min(folder.files, key=natural_order))
+            raise VitcodError(
+                f"{loose} lies beside the class folders of {found.root}; put it into the folder of its class."
+            )
+
+
+def _check_filled(found: Walk) -> None:
+    if found.empty:
+        more = f" and {len(found.empty) - 5} more" if len(found.empty) > 5 else ""
+        listed = ", ".join(found.empty[:5]) + more
+        what = f"class folder {listed} holds" if len(found.empty) == 1 else f"class folders {listed} hold"
         raise VitcodError(
-            f"There are no images in {folder}: it should hold a folder for each class, with "
-            f"{', '.join(IMG_EXTENSIONS)} files in it."
-        ) from error
-
-
-def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    return sorted(names, key=natural_key)
-
-
-def _check_classes(folder: Path, names: list[str], samples: list[tuple[str, int]], settings: DataSettings) -> None:
-    """Refuse loose images and empty class folders: both would silently shift labels."""
-    if "" in names:
-        loose = next(path for path, label in samples if names[label] == "")
-        raise VitcodError(
-            f"{loose} lies beside the class folders of {folder}; put it into the folder of its class."
-        )
-    if settings.class_map is not None:
-        return
-    # timm names a class by the innermost folder, so only folders that no image is directly in need a second look.
-    known = set(names)
-    empty = [name for name in _subfolders(folder) if name not in known and not _has_image(folder / name)]
-    if empty:
-        listed = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        what = f"class folder {listed} holds" if len(empty) == 1 else f"class folders {listed} hold"
-        raise VitcodError(
-            f"In {folder}, the {what} no images; fill or remove them, or fix the labels by --class-map."
+            f"In {found.root}, the {what} no images; fill or remove them, or fix the labels by --class-map."
         )
 
 
-def _has_image(folder: Path) -> bool:
-    return any(
-        os.path.splitext(file)[1].lower() in IMG_EXTENSIONS
-        for _, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    )
+def _check_nesting(found: Walk) -> None:
+    """Refuse classes within a class, and folders of one name in all of them: the innermost folder is the class."""
+    with_images = {folder.parts for folder in found.folders}
+    for folder in found.folders:
+        for depth in range(1, len(folder.parts)):
+            if folder.parts[:depth] in with_images:
+                raise VitcodError(
+                    f"{os.path.join(found.root, *folder.parts[:depth])} holds images, and so does the folder "
+                    f"{'/'.join(folder.parts[depth:])} in it, which would be a class of its own; move that out or "
+                    "remove it, or fix the labels by --class-map."
+                )
+    names = {folder.name for folder in found.folders}
+    if len(names) == 1 and len(found.tops) > 1 and all(len(folder.parts) > 1 for folder in found.folders):
+        raise VitcodError(
+            f"All images in {found.root} lie in folders called {names.pop()}, which would be their one class; "
+            "put them directly into the folder of their class."
+        )
 
 
-def _classes_of_training(root: Path, folder: Path, names: list[str], settings: DataSettings) -> list[str]:
-    """The classes of the training split, which are ranked for both splits; ``names`` where there is none.
-
-    Raises:
-        VitcodError: if ``folder`` has a class that the training split has not.
-    """
+def _training_classes(root: Path, names: list[str], num_classes: int | None, settings: DataSettings) -> list[str]:
+    """The classes of the training split; ``names``, those of the validation split, where there is none."""
     try:
         train = _split_folder(root, settings, "train")
     except VitcodError:
         return names
-    training = _subfolders(train)
-    nested = set(_subfolders(folder)) != set(names)
-    if nested or not training:
+    top = folders_in(train)
+    if are_imagenet([*names, *top], num_classes):  # their labels are known: a million files need not be looked at
+        return top or names
+    found = walk(train)
+    if not found.folders:
         return names
-    foreign = sorted(set(names) - set(training), key=natural_key)
+    _check_nesting(found)
+    return sorted({*found.classes, *found.empty} - {""}, key=natural_order)
+
+
+def _ranked_classes(folder: Path, names: list[str], training: list[str], num_classes: int | None) -> list[str]:
+    """The classes whose ranks are the labels of validation images: the training split's.
+
+    Raises:
+        VitcodError: if the two splits would be labelled by different rules, or ``folder`` has a class that the
+            training split has not.
+    """
+    if are_imagenet(names, num_classes):
+        strange = [name for name in training if not are_imagenet([name], num_classes)]
+        if not strange:
+            return names
+        raise VitcodError(
+            f"The class folders of {folder} are ImageNet's, but not all of the training split "
+            f"({', '.join(strange[:5])}), so the labels of both would not agree; remove the others, or fix the "
+            "labels by --class-map."
+        )
+    foreign = sorted(set(names) - set(training), key=natural_order)
     if foreign:
         raise VitcodError(
-            f"{folder} has {len(foreign)} class folders that {train} has not ({', '.join(foreign[:5])}); "
-            "give both the same classes, or fix the labels by --class-map."
+            f"{folder} has {len(foreign)} class folders that the training split has not "
+            f"({', '.join(foreign[:5])}); give both the same classes, or fix the labels by --class-map."
         )
     return training
-
-
-def _warn_unmapped(
-    names: list[str], labels: dict[str, int], settings: DataSettings, reporter: Reporter | None
-) -> None:
-    unmapped = [name for name in names if name not in labels]
-    if unmapped:
-        more = ", ..." if len(unmapped) > 5 else ""
-        warn(
-            f"{len(unmapped)} class folders are not in --class-map {settings.class_map} and are left out: "
-            f"{', '.join(unmapped[:5])}{more}.",
-            reporter,
-        )

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from vitcod_cli.data.bad_images import BadImages
 from vitcod_cli.data.batches import BatchReader
+from vitcod_cli.data.decode import UnreadableImageError, decode, load_image, reason_of, without_ghostscript
 from vitcod_cli.data.reading import Reader, Reading
 
 
@@ -21,10 +22,12 @@ class ImageData(Dataset[tuple[Any, int]]):
         num_classes: labels are below this number.
         transform: applied by ``[]``, as in timm's and torchvision's data sets; the loaders bring their own.
         in_memory: reading is so cheap that worker processes would cost more than they bring.
+        class_names: of class folders, in the order of their ranks; None where there are no such folders.
         bad_images: the unreadable images that the loaders of this process have met.
     """
 
     in_memory = False
+    class_names: list[str] | None = None
 
     def __init__(self, num_classes: int, max_bad_images: int = 10) -> None:
         self.num_classes = num_classes
@@ -35,7 +38,11 @@ class ImageData(Dataset[tuple[Any, int]]):
         raise NotImplementedError
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """Image and label; the image may be in any mode and not yet decoded."""
+        """Image and label; the image may be in any mode and not yet decoded.
+
+        Raises:
+            OSError: if the image can't be read; all else is taken for a defect.
+        """
         raise NotImplementedError
 
     def describe(self, index: int) -> str:
@@ -104,8 +111,8 @@ class FileImages(ImageData):
         return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """Open the file; nothing is decoded yet."""
-        return Image.open(self.describe(index)), int(self.targets[index])
+        """Read the file, by the rules of :mod:`vitcod_cli.data.decode`."""
+        return load_image(self.describe(index)), int(self.targets[index])
 
 
 class SourceImages(ImageData):
@@ -115,6 +122,8 @@ class SourceImages(ImageData):
         super().__init__(num_classes, **kwargs)
         self.source = source
         source.transform = None
+        if hasattr(source, "loader"):  # torchvision's sets of files
+            source.loader = load_image
 
     def __len__(self) -> int:
         return len(self.source)
@@ -122,10 +131,17 @@ class SourceImages(ImageData):
     def load(self, index: int) -> tuple[Image.Image, int]:
         """Ask the source; timm's readers are asked directly, for timm itself skips bad images in silence."""
         reader = getattr(self.source, "reader", None)
-        image, target, *_ = self.source[index] if reader is None else reader[index]
-        if not isinstance(image, Image.Image):
-            image = Image.open(image)
-        return image, -1 if target is None else int(target)
+        try:
+            with without_ghostscript():
+                image, target, *_ = self.source[index] if reader is None else reader[index]
+            if not isinstance(image, Image.Image):
+                with image:
+                    image = decode(image)
+            return image, -1 if target is None else int(target)
+        except UnreadableImageError:
+            raise
+        except Exception as error:  # every library has its own
+            raise UnreadableImageError(reason_of(error)) from error
 
     def describe(self, index: int) -> str:
         """The file's name where the source knows it."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from vitcod_cli.data.augmentation import AugmentationSettings
+from vitcod_cli.data.decode import check_pixels
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 
@@ -61,6 +62,16 @@ class Preprocess:
             normalize=False,
         )
         return transform
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse images so narrow that their other side would become gigantic once they are resized.
+
+        Raises:
+            UnreadableImageError: if the resized image had more pixels than an image may have.
+        """
+        target_height, target_width = (math.floor(side / self.crop_pct) for side in self.input_size[1:])
+        scale = max(target_width / width, target_height / height)
+        check_pixels(round(width * scale), round(height * scale), f" when {width:,} x {height:,} are resized")
 
     def train_transform(self, augmentation: AugmentationSettings) -> Transform:
         """DeiT's training transform.

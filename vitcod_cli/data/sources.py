@@ -14,6 +14,8 @@ from vitcod_cli import distributed
 from vitcod_cli.data.images import ImageData, SourceImages
 from vitcod_cli.data.labels import read_class_map
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.shard_list import find_shards
+from vitcod_cli.data.shards import open_shards
 from vitcod_cli.data.streams import StreamImages
 from vitcod_cli.errors import VitcodError
 
@@ -42,6 +44,9 @@ def open_source(
     with _errors_in_a_sentence(settings, prefix), _one_download(settings), _offline(prefix, settings):
         if prefix in _STREAMS:
             opener = partial(_open_stream, name, arguments)
+            if prefix == "wds":
+                flag = "--train-split" if split == "train" else "--val-split"
+                opener = partial(open_shards, find_shards(str(settings.data_path), arguments["split"], flag))
             source = opener(False, 1, 0)
             classes = _count_classes(source) or num_classes
             if classes:
@@ -67,7 +72,7 @@ def _check_arguments(prefix: str, settings: DataSettings) -> None:
             raise VitcodError(f"--dataset {name} needs another package: pip install {package}")
     if settings.data_path is None and prefix in ("torch", "wds"):
         raise VitcodError(f"--data-path is missing: give the folder that --dataset {name} is in.")
-    if settings.class_map is not None and prefix == "torch":
+    if settings.class_map is not None and prefix in ("torch", "wds"):
         raise VitcodError(
             f"--class-map has no meaning for --dataset {name}, whose labels are fixed; leave it out."
         )
@@ -77,17 +82,16 @@ def _check_arguments(prefix: str, settings: DataSettings) -> None:
 def _errors_in_a_sentence(settings: DataSettings, prefix: str) -> Iterator[None]:
     try:
         yield
-    except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except VitcodError:
+        raise
+    except Exception as error:  # every library has errors of its own
         what = f"--dataset {settings.dataset} can't be opened"
         where = f" in --data-path {settings.data_path}" if settings.data_path else ""
-        if "download=True" in str(error) or (prefix != "wds" and not settings.download):
+        if "download=True" in str(error) or not settings.download:
             raise VitcodError(
                 f"{what}{where} ({_short(error)}); if it isn't there yet, add --download."
             ) from error
-        hint = ""
-        if prefix == "wds":
-            hint = "; name the shards and their images, as in --val-split 'name-{0000..0049}.tar|50000'"
-        raise VitcodError(f"{what}{where} ({_short(error)}){hint}.") from error
+        raise VitcodError(f"{what}{where} ({_short(error)}); check the name and the folder.") from error
 
 
 def _short(error: BaseException) -> str:

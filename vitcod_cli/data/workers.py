@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import errno
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -26,11 +27,17 @@ def start_worker(worker: int) -> None:
     A terminal's Ctrl-C and a cluster's SIGTERM reach every process of a job; torch's own workers
     would print a traceback at the one and die of the other, in the middle of that last step.
     """
+    # torch's queue only prints what its sending thread fails of, and the main process waits for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         # Blocked here and in the threads to come; one thread takes the signals and looks at the sender.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_main_process, daemon=True).start()
+
+
+def _die(error: Exception, item: object) -> None:
+    os._exit(1)
 
 
 def _obey_main_process() -> None:
@@ -41,22 +48,38 @@ def _obey_main_process() -> None:
             os._exit(0)
 
 
-DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
-"""What DataLoader raises when a worker is gone: its own message, or the end of the pipe or socket to it."""
+DEATHS = (RuntimeError, OSError, EOFError)
+"""What DataLoader raises when a worker is gone or can't be started: its own message, or the system's."""
 
 
 _SIGNS_OF_DEATH = ("DataLoader worker (pid", "Pin memory thread exited")
+_SIGNS_OF_FULL_MEMORY = (
+    "bus error",
+    "shared memory",
+    "unable to write to file </torch",
+    "no space left on device",
+)
+_SIGNS_OF_FEW_FILES = ("too many open files", "ancdata", "unable to open shared memory")
 
 
 def explain(error: Exception) -> VitcodError | None:
-    """The sentence for a worker that died, or None for any other error."""
-    text = str(error)
-    if "in DataLoader worker process" in text:  # an error of the code that ran there, passed on
-        return None
-    if isinstance(error, RuntimeError) and not any(part in text for part in _SIGNS_OF_DEATH):
-        return None
-    if "bus error" in text.lower() or "shared memory" in text:
+    """The sentence for a worker that died or could not be started, or for its images that were lost; else None."""
+    text = str(error).lower()
+    if any(sign in text for sign in _SIGNS_OF_FEW_FILES):
+        way_on = "too many files were open: raise the limit (ulimit -n), or use fewer --workers"
+    elif any(sign in text for sign in _SIGNS_OF_FULL_MEMORY):
         way_on = "shared memory ran out: give the container more (--shm-size), or use --workers 0"
-    else:
+    elif "in dataloader worker process" in text:  # an error of the code that ran there, passed on
+        return None
+    elif isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EPERM):
+        return VitcodError(
+            f"The processes that read images can't be started ({error.strerror}); use fewer --workers, "
+            "or --workers 0."
+        )
+    elif isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) or any(
+        sign.lower() in text for sign in _SIGNS_OF_DEATH
+    ):
         way_on = "most likely memory ran out: use fewer --workers or a smaller --batch-size"
+    else:
+        return None
     return VitcodError(f"A process that reads images was killed; {way_on}.")

@@ -91,7 +91,7 @@ def compress(
         if isinstance(images, (str, os.PathLike)):
             several = sparsity is not None and calibration.enabled  # all else looks at the first crop only
             sample = read_crops(
-                open_unlabelled(images),
+                open_unlabelled(images, reporter),
                 preprocess,
                 num_images,
                 calibration.calibrate_crops if several else 1,

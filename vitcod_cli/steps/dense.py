@@ -31,7 +31,7 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
             drop_path=options.recipe.drop_path,
             reporter=reporter,
         )
-        val = open_dataset(options.data, "val", num_classes=model.num_classes, reporter=reporter)
+        val = open_dataset(options.data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
         teacher = load_teacher(options.recipe, model, reporter)
         run, provenance = open_run("finetune-dense", model, options, {"init_from": options.init_from}, reporter)
         return fit(

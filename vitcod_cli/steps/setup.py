@@ -43,7 +43,7 @@ def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter
     """
     train = open_dataset(data, "train", num_classes=model.num_classes, reporter=reporter)
     train.check_countable("--train-split")
-    val = open_dataset(data, "val", num_classes=model.num_classes, reporter=reporter)
+    val = open_dataset(data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
     return Images(train, val, preprocess_of(model, data))
 
 

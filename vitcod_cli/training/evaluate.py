@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcod_cli import distributed
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -55,6 +56,9 @@ def evaluate(
 
     Args:
         loader: (images [B, C, H, W] normalised, targets int64 [B]) of this process.
+
+    Raises:
+        VitcodError: if no process has an image that can be read.
     """
     training = model.training
     model.eval()
@@ -71,8 +75,9 @@ def evaluate(
     finally:
         model.train(training)
     hits1, hits5, loss, images_seen = distributed.all_reduce_sum(sums).tolist()
-    count = max(images_seen, 1.0)
-    return Evaluation(100 * hits1 / count, 100 * hits5 / count, loss / count, int(images_seen))
+    if not images_seen:
+        raise VitcodError("There is no image to evaluate on that can be read; check --data-path and the split.")
+    return Evaluation(100 * hits1 / images_seen, 100 * hits5 / images_seen, loss / images_seen, int(images_seen))
 
 
 def _count(logits: Tensor, targets: Tensor) -> Tensor:
