@@ -6,6 +6,7 @@ torch is imported inside the functions, so that the settings can be shown by ``-
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,14 +37,34 @@ class RuntimeSettings(Settings, panel="Runtime"):
         "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32. On a CPU, bfloat16 "
         "pays where it has AMX, and is slow elsewhere.",
     )
-    seed: int = setting(0, "Seed of everything random.", minimum=0)
+    seed: int = setting(0, "Seed of everything random, below 2**32.", minimum=0, maximum=2**32 - 1)
     deterministic: bool = setting(False, "Only algorithms that give the same bits every time.")
     compile: bool = setting(False, "Compile the model with torch.compile.")
     channels_last: bool = setting(False, "Keep images channels-last in memory.")
-    threads: int | None = setting(None, "CPU threads of each process.", minimum=1, show_default="torch's choice")
-    nproc_per_node: int = setting(
-        1, "Processes to start on this machine (one per GPU), as torchrun does.", metavar="N"
+    threads: int | None = setting(
+        None, "CPU threads of each process.", minimum=1, maximum=1024, show_default="torch's choice"
     )
+    nproc_per_node: int = setting(
+        1,
+        "Processes to start on this machine (one per GPU), as torchrun does.",
+        minimum=1,
+        maximum=1024,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device, re.ASCII) is None:
+            raise VitcodError(f"--device {self.device} is not supported; use auto, cpu, cuda or cuda:1.")
+        if self.nproc_per_node > 1:
+            self.check_own_device(self.nproc_per_node)
+
+    def check_own_device(self, processes: int) -> None:
+        """Raises a VitcodError if ``processes`` processes would all compute on the one GPU that is named."""
+        if ":" in self.device and processes > 1:
+            raise VitcodError(
+                f"--device {self.device} is one GPU for {processes} processes; --device cuda gives each its own."
+            )
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,8 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     """
     import torch
 
+    distributed.check_environment()
+    settings.check_own_device(distributed.world_size())
     with _restored_switches():
         device = _pick_device(settings.device)
         if device.type == "cuda":
@@ -224,23 +247,22 @@ def _pick_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise VitcodError(f"--device {name} is no device; use auto, cpu, cuda or cuda:1.") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise VitcodError(f"--device {name}: torch sees no CUDA GPU here; use --device cpu or auto.")
-        count, index = torch.cuda.device_count(), device.index
-        if ":" not in name:
-            index = distributed.local_rank() % count if _sees_own_gpus() else distributed.local_rank()
-        if index >= count:
-            raise VitcodError(
-                f"--device {name}: process {distributed.local_rank()} of this machine wants GPU {index} but "
-                f"there are {count}; start at most {count} processes a machine (--nproc-per-node)."
-            )
-        return torch.device("cuda", index)
-    return device
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise VitcodError(f"--device {name}: torch sees no CUDA GPU here; use --device cpu or auto.")
+    count, index = torch.cuda.device_count(), device.index
+    if ":" in name and index >= count:
+        raise VitcodError(f"--device {name}: torch sees GPUs cuda:0 to cuda:{count - 1} here; use one of them.")
+    if ":" not in name:
+        index = distributed.local_rank() % count if _sees_own_gpus() else distributed.local_rank()
+    if index >= count:
+        raise VitcodError(
+            f"--device {name}: process {distributed.local_rank()} of this machine wants GPU {index} but "
+            f"there are {count}; start at most {count} processes a machine (--nproc-per-node)."
+        )
+    return torch.device("cuda", index)
 
 
 def _sees_own_gpus() -> bool:

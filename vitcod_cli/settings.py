@@ -10,20 +10,38 @@ the whole. The options of a command are one such class, which the command line f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from functools import cache
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import VitcodError, shown
 
 _KEY = "setting"
 
 ABOUT = "about"
 """Key of a run's ``config.yaml`` for what is no option (versions, checksums); ``--config`` skips it."""
 
+MOST = 2**31 - 1
+"""The largest whole number that an option takes unless it says another; an integer to every library."""
+
+LARGEST, SMALLEST = 1e9, 1e-100
+"""The largest number that an option takes unless it says another, and the smallest beside 0: what is computed
+from them stays finite."""
+
+LONGEST = 4096
+"""Characters of the longest text; no system has longer paths."""
+
 _NOT_RECORDED = ("resume", "overwrite")
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def _per_class(function: FunctionT) -> FunctionT:
+    """``function`` of a class, computed once for each: it reads the class's types, which takes time."""
+    return cast(FunctionT, cache(function))
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class Setting:
     Attributes:
         flag: the option; of a positional argument, its name in messages.
         hint: what to do when a required option is missing; None for one that has a default.
+        above, below: bounds that the value itself may not have, as ``minimum`` and ``maximum`` may.
+        blank: whether an empty text means something.
         aliases: other names of the option, accepted and not shown: those of the published code, DeiT and timm.
         positional: an argument rather than an option.
     """
@@ -42,6 +62,9 @@ class Setting:
     panel: str | None = None
     minimum: float | None = None
     maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    blank: bool = False
     metavar: str | None = None
     show_default: bool | str = True
     hint: str | None = None
@@ -55,8 +78,8 @@ def setting(default: Any, help: str, **info: Any) -> Any:
 
     Args:
         default: may be a list (it is copied).
-        info: further attributes of :class:`Setting`. ``minimum`` and ``maximum`` are inclusive and checked
-            when the settings are built; ``panel`` overrides that of the class.
+        info: further attributes of :class:`Setting`. Ranges are checked when the settings are built; a number
+            must be finite whatever they say. ``panel`` overrides that of the class.
     """
     metadata = {_KEY: Setting(help, **info)}
     if isinstance(default, list):
@@ -76,7 +99,7 @@ def flag_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of all settings classes; checks the ranges of its fields."""
+    """Base of all settings classes; checks the values of its fields, those of lists and tuples one by one."""
 
     panel: ClassVar[str | None] = None
 
@@ -87,12 +110,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, info in settings_of(type(self)).items():
-            value, low, high = getattr(self, name), info.minimum, info.maximum
-            if value is None or isinstance(value, (str, bool, list)):
-                continue
-            # "not (low <= value)" rather than "value < low": NaN must fail too.
-            if (low is not None and not value >= low) or (high is not None and not value <= high):
-                raise VitcodError(f"{info.flag} must be {_range_text(low, high)}, not {value}.")
+            value = getattr(self, name)
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(item, str):
+                    _check_text(info, item, known_blank=info.blank or value == _default_of(type(self), name))
+                elif isinstance(item, (int, float)) and not isinstance(item, bool):
+                    _check_number(info, item)
 
     def changed(self: SettingsT, **values: Any) -> SettingsT:
         """A copy with some fields replaced (and checked again)."""
@@ -157,6 +180,7 @@ class Option:
     info: Setting
 
 
+@_per_class
 def settings_of(cls: type[Settings]) -> dict[str, Setting]:
     """The class's own settings by field name, flag and panel filled in; groups are left out."""
     settings: dict[str, Setting] = {}
@@ -168,6 +192,7 @@ def settings_of(cls: type[Settings]) -> dict[str, Setting]:
     return settings
 
 
+@_per_class
 def groups_of(cls: type[Settings]) -> dict[str, type[Settings]]:
     """The fields of ``cls`` that are settings classes themselves."""
     hints = get_type_hints(cls)
@@ -175,6 +200,7 @@ def groups_of(cls: type[Settings]) -> dict[str, type[Settings]]:
     return {name: hints[name] for name in names if _is_settings(hints[name])}
 
 
+@_per_class
 def options_of(cls: type[Settings]) -> dict[str, Option]:
     """All options of ``cls``, then those of its groups, by field name.
 
@@ -220,7 +246,61 @@ def _as_arguments(info: Setting, value: Any) -> list[str]:
     return [] if value is None else [info.flag, str(value)]
 
 
-def _range_text(low: float | None, high: float | None) -> str:
+def _default_of(cls: type[Settings], name: str) -> Any:
+    return cls.__dataclass_fields__[name].default
+
+
+def _check_text(info: Setting, text: str, *, known_blank: bool) -> None:
+    if not text.strip() and not known_blank:
+        hint = f"is needed: {info.hint}" if info.hint else "is empty: give it a value, or leave it out."
+        raise VitcodError(f"{info.flag} {hint}")
+    if len(text) > LONGEST:
+        raise VitcodError(f"{info.flag} is longer than {LONGEST} characters ({shown(text)}); shorten it.")
+    if "\0" in text:
+        raise VitcodError(f"{info.flag} {shown(text)} holds a NUL character; leave it out.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # it could be written neither to config.yaml nor to a checkpoint
+        raise VitcodError(f"{info.flag} {shown(text)} is not valid UTF-8; rename it.") from None
+
+
+def _check_number(info: Setting, number: float) -> None:
+    low, high = _limits(info, whole=isinstance(number, int))
+    # "not (low <= number)" rather than "number < low": NaN must fail too.
+    inside = (low is None or number >= low) and (info.above is None or number > info.above)
+    inside = inside and (high is None or number <= high) and (info.below is None or number < info.below)
+    if not inside or math.isnan(number):
+        raise VitcodError(f"{info.flag} must be {_range_text(info, low, high, number)}, not {shown(number)}.")
+    if 0 < abs(number) < SMALLEST:
+        raise VitcodError(f"{info.flag} {number:g} is too small to compute with; take 0 or at least {SMALLEST:g}.")
+
+
+def _limits(info: Setting, *, whole: bool) -> tuple[float | None, float | None]:
+    """The inclusive bounds of an option, where it names none those of all numbers."""
+    largest = MOST if whole else LARGEST
+    low = -largest if info.minimum is None and info.above is None else info.minimum
+    high = largest if info.maximum is None and info.below is None else info.maximum
+    return low, high
+
+
+def _range_text(info: Setting, low: float | None, high: float | None, number: float) -> str:
+    """The range, without bounds that only keep nonsense out unless it is those that are broken."""
+    if high is not None and high >= 1e6 and not number > high:
+        high = None
+    if low is not None and low <= -1e6 and not number < low:
+        low = None
+    return range_in_words(low, high, info.above, info.below) or "a number"
+
+
+def range_in_words(
+    low: float | None, high: float | None, above: float | None = None, below: float | None = None
+) -> str:
+    """``between 0 and 1``, ``above 0``, ``at least 0 and below 1``; empty without bounds."""
     if low is not None and high is not None:
-        return f"between {low:g} and {high:g}"
-    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+        return f"between {_plain(low)} and {_plain(high)}"
+    bounds = (("at least", low), ("above", above), ("at most", high), ("below", below))
+    return " and ".join(f"{words} {_plain(bound)}" for words, bound in bounds if bound is not None)
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"

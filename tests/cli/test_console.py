@@ -45,6 +45,7 @@ def test_data_to_stdout_talk_to_stderr(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert isinstance(console(), SilentReporter)
     print_result("x")
     print_json({})

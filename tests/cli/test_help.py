@@ -82,6 +82,14 @@ def test_mistyped_command_and_option(cli: Cli) -> None:
     assert "--checkpoint" in outcome.err
 
 
+def test_a_forgotten_value(cli: Cli) -> None:
+    outcome = cli("dump-attn", "--checkpoint", "x", "--output", "--overwrite")
+    assert outcome.code == 2
+    assert "'--output' requires an argument" in outcome.err
+    assert "requires an argument" in cli("eval", "--checkpoint").err
+    assert "must be a whole number, not ''" in cli("finetune-dense", "--epochs=").err
+
+
 def test_shell_completion(run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     # From a bash: the shell is found among the parent processes, and CI may have none there.
     inside = ["bash", "-c", '"$0" -m vitcod_cli --show-completion; exit $?', sys.executable]

@@ -86,6 +86,70 @@ def test_our_own_launcher(tiny_checkpoint: Path, image_folder: Path, tmp_path: P
     assert re.fullmatch(r"Error: --checkpoint nowhere\.pth .*\n", err), err
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that no launcher has touched, and a launch that would be seen."""
+
+    def launched(*_: object) -> None:
+        raise AssertionError("launched")
+
+    for name in list(os.environ):
+        if name.startswith(("TORCHELASTIC", "SLURM_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr("vitcod_cli.cli.options.launch", launched)
+    monkeypatch.setattr("vitcod_cli.cli.launch.usable_cores", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    return monkeypatch
+
+
+EVAL = ("eval", "--checkpoint", "nowhere.pth", "--data-path", "nowhere")
+
+
+@pytest.mark.parametrize("count", ["-3", "0", "10000", "99999999999999999999"])
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.usefixtures("alone")
+def test_a_number_of_processes_that_cannot_be(cli: Cli, count: str, from_file: bool) -> None:
+    Path("c.yaml").write_text(f"nproc_per_node: {count}")
+    words = ("--config", "c.yaml") if from_file else (f"--nproc-per-node={count}",)
+    assert cli(*EVAL, *words).error == f"--nproc-per-node must be between 1 and 1024, not {count}."
+
+
+def test_more_processes_than_the_machine_takes(cli: Cli, alone: pytest.MonkeyPatch) -> None:
+    assert "(cores: 2); start at most 8" in cli(*EVAL, "--nproc-per-node", 9).error
+    with pytest.raises(AssertionError, match="launched"):
+        cli(*EVAL, "--nproc-per-node", 8)
+    alone.setattr(torch.cuda, "device_count", lambda: 4)
+    assert "GPUs (4)" in cli(*EVAL, "--nproc-per-node", 5).error
+    with pytest.raises(AssertionError, match="launched"):
+        cli(*EVAL, "--nproc-per-node", 5, "--device", "cpu")
+
+
+def test_a_number_of_processes_that_torchrun_has_not_started(cli: Cli, alone: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        alone.setenv(name, value)
+    alone.setattr("vitcod_cli.cli.app.end_with_parent", lambda: None)
+    alone.setenv("LOCAL_WORLD_SIZE", "4")
+    assert "torchrun has started 4" in cli(*EVAL, "--nproc-per-node", 2).error
+    assert "torchrun has started 4" in cli(*EVAL, "--nproc-per-node", 1).error
+    assert "nowhere.pth does not exist" in cli(*EVAL, "--nproc-per-node", 4).error
+    Path("c.yaml").write_text("nproc_per_node: 2")  # a run's file can be repeated on another machine
+    assert "nowhere.pth does not exist" in cli(*EVAL, "--config", "c.yaml").error
+    alone.delenv("LOCAL_WORLD_SIZE")
+    alone.delenv("TORCHELASTIC_RUN_ID")
+    alone.setenv("WORLD_SIZE", "2")
+    assert "all processes are started already" in cli(*EVAL, "--nproc-per-node", 2).error
+
+
+def test_processes_that_cannot_be_started(cli: Cli, alone: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    alone.undo()
+    alone.setattr("torch.distributed.run.run", failing)
+    assert "can't be started (Resource temporarily unavailable)" in cli(*EVAL, "--nproc-per-node", 2).error
+    assert "VITCOD_LAUNCHER_PID" not in os.environ
+
+
 def test_tasks_of_srun_are_one_run(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
     """Without MASTER_ADDR: it comes from SLURM's own variables."""
     words = [sys.executable, "-m", "vitcod_cli", "eval", "--checkpoint", str(tiny_checkpoint)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,7 +226,7 @@ def test_command_line_goes_before_file_before_default(call: Call, tmp_path: Path
         ("number: 1.5", "number must be a whole number"),
         ("number: true", "number must be a whole number, not True"),
         ("share: [1]", "share must be a number"),
-        ("quick: 1", "quick must be true or false, not 1"),
+        ("quick: 1", "quick must be true or false, not '1'"),
         ("quick: 'yes'", "quick must be true or false"),
         ("kind: odd", "kind must be one of plain, two_words, not 'odd'"),
         ("names: a", "names must be a list, not 'a'"),
@@ -233,7 +235,47 @@ def test_command_line_goes_before_file_before_default(call: Call, tmp_path: Path
         ("number: 0", "--number must be at least 1, not 0"),
         ("- number", "must hold lines like 'epochs: 10', not a list"),
         ("a: b: c", r"not valid YAML \(line 1\)"),
-        ("text: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("text: !!python/object/apply:os.system [ls]", r"no plain value .* in line 1"),
+        ("text: !!timestamp 2024-99-99", "no plain value"),
+        ("text: !!binary x", "no plain value"),
+        ("quick: !!bool maybe", "no plain value"),
+        ("number: !!int " + "9" * 5000, "no plain value"),
+        ("text: {a: 1}", "no plain value"),
+        ("text: [[a]]", "no plain value"),
+        ("names: &a [*a]", "no plain value"),
+        ("number: 2\nnumber: 3", r"number is given twice \(lines 1 and 2\)"),
+        ("no-noise: true\n\nno_noise: true", r"no_noise is given twice \(lines 1 and 3\)"),
+        ("about: 1\nabout: 2", "about is given twice"),
+        ("number: 1\n? \n: 2", r"an empty key \(line 2\)"),
+        ("'': 2", r"an empty key \(line 1\)"),
+        ("~: 1", "'~' is not an option"),
+        ("null: 1", "null is not an option"),
+        ("[a]: 1", r"a key that is no name \(line 1\)"),
+        ("? {a: b}\n: 1", "a key that is no name"),
+        ("1: 2", "'1' is not an option"),
+        ('"a\\nb": 1', "is not an option"),
+        ("<<: {number: 1}", "no plain value|'<<' is not an option"),
+        ("number: 1\n---\nnumber: 2", "not valid YAML"),
+        ("number:\t[\n\t1", "not valid YAML"),
+        ("text: *nowhere", "not valid YAML"),
+        ("number: 0x10", "number must be a whole number, not '0x10'"),
+        ("number: 1:30", "number must be a whole number, not '1:30'"),
+        ("number: " + "9" * 100_000, "number must be a whole number, not '999"),
+        (
+            "number: 1" + "0" * 400,
+            r"--number must be .* at most|between 1 and 2147483647, not a number of about 39\d",
+        ),
+        ("share: 1" + "0" * 400, "--share must be between 0 and 1, not inf"),
+        ("share: .inf", "share must be a number, not '.inf'"),
+        ("share: nan", "--share must be between 0 and 1, not nan"),
+        ("share: 1e400", "--share must be between 0 and 1, not inf"),
+        ("seed: -1e400", "seed must be a whole number"),
+        ("text: ''", "--text is empty"),
+        ('text: "a\\0b"', "--text .* holds a NUL"),
+        ("plain: " + "[" * 5000, "nested too deeply"),
+        ("{" * 5000, "nested too deeply"),
+        ("just text", "must hold lines like .* not a single value"),
+        ("text: a\0b", "not valid YAML"),
     ],
 )
 def test_a_file_that_makes_no_sense(call: Call, tmp_path: Path, content: str, message: str) -> None:
@@ -244,11 +286,48 @@ def test_a_file_that_makes_no_sense(call: Call, tmp_path: Path, content: str, me
 
 
 def test_a_file_that_cannot_be_read(call: Call, tmp_path: Path) -> None:
-    with pytest.raises(VitcodError, match=r"missing\.yaml can't be read: No such file"):
-        call("--config", str(tmp_path / "missing.yaml"))
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(VitcodError, match="can't be read: not a text file"):
-        call("--config", str(tmp_path / "binary.yaml"))
+    def refused(name: str, message: str) -> None:
+        with pytest.raises(VitcodError, match=rf"^--config .*{message}"):
+            call("--config", name if name.startswith("/dev") else str(tmp_path / name))
+
+    refused("missing.yaml", "does not exist")
+    refused("", "is a folder")
+    os.mkfifo(tmp_path / "pipe")
+    refused("pipe", "is not a regular file")
+    refused("/dev/zero", "is not a regular file")
+    for number, content in enumerate([b"\xff\xfe\x00", "number: 2".encode("utf-16"), "text: ä".encode("latin-1")]):
+        (tmp_path / f"{number}.yaml").write_bytes(content)
+        refused(f"{number}.yaml", "is not a UTF-8 text file")
+    with open(tmp_path / "large.yaml", "wb") as file:
+        file.truncate(2**30)
+    refused("large.yaml", "is larger than 256 KiB")
+
+
+def test_a_file_means_what_it_says(call: Call, tmp_path: Path) -> None:
+    """Numbers as on the command line: YAML 1.1 would make 8 of 010, 1.1 of 1.10 and a date of 2024-01-01."""
+    config = tmp_path / "c.yaml"
+    for text in ("010", "1.10", "2024-01-01", "1_0", "0x10", "1:30", "=", ".inf", "<<"):
+        config.write_text(f"text: {text}\n")
+        assert call("--config", str(config))["shape"].text == text
+    config.write_text("\ufeffnumber: 010\r\nshare: 5e-1\r\nquick: off\r\nnames: &a [x, &b y]\r\ntext: *b\r\n")
+    expected = Shape(number=10, share=0.5, quick=False, names=["x", "y"], text="y")
+    assert call("--config", str(config))["shape"] == expected
+
+
+def test_a_small_file_that_would_be_large(call: Call, tmp_path: Path) -> None:
+    """References to references: a billion laughs."""
+    config = tmp_path / "c.yaml"
+    lines = ["a: &a [lol, lol]", *(f"{n}: &{n} [{', '.join(['*' + p] * 9)}]" for p, n in pairwise("abcdefghijkl"))]
+    config.write_text("about: {" + ", ".join(lines) + "}\ntext: *l\n")
+    with pytest.raises(VitcodError, match="no plain value"):
+        call("--config", str(config))
+
+
+def test_two_files(call: Call, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("number: 2")
+    with pytest.raises(VitcodError, match="--config is given twice"):
+        call("--config", str(tmp_path / "a"), f"--config={tmp_path / 'b'}")
 
 
 def test_what_a_run_writes_can_be_given_back(call: Call, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vitcod_cli.cli.spelling import normalizer, several_values
+from vitcod_cli.cli.spelling import normalizer, option_without_value, several_values
 from vitcod_cli.masks.settings import MaskOptions
 from vitcod_cli.settings import Settings, options_of, setting
 from vitcod_cli.steps.options import EvalOptions, LowRankOptions
@@ -96,3 +96,18 @@ def test_resume_auto() -> None:
 def test_missing_value_is_left_for_the_parser_to_refuse() -> None:
     assert spelled("--info_cut") == "--info_cut"
     assert spelled("--scale 1") == "--scale 1"
+
+
+def test_an_option_in_place_of_a_value() -> None:
+    """Else a file called --json would be written."""
+
+    def forgotten(line: str) -> str | None:
+        return option_without_value(line.split(), OPTIONS, normalizer(OPTIONS))
+
+    assert forgotten("--json --mask --info_cut 1") == "--mask"
+    assert forgotten("--mask --no-json") == "--mask"
+    assert forgotten("--mask_path -h") == "--mask_path"
+    assert forgotten("--scale 1 --config x") == "--scale"
+    for line in ("--mask=--json", "--mask --x", "--mask - --json", "--scale -1 -2", "--json --resume", "--mask"):
+        assert forgotten(line) is None
+    assert forgotten("--json -- --mask --json") is None

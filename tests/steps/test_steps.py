@@ -20,6 +20,7 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.run_directory import OutputSettings
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import attention_shape, set_keep_mask
@@ -154,3 +155,10 @@ def test_config_yaml_is_all_that_the_command_line_resolved_to(
     assert again.code == 0, again.err
     repeated = yaml.safe_load(Path("again/config.yaml").read_text())
     assert {**repeated, "output_dir": "run"} == config
+
+
+def test_a_low_rank_step_that_compresses_nothing() -> None:
+    with pytest.raises(VitcodError, match=r"--svd-type none leaves nothing to do: .*finetune-sparse"):
+        LowRankOptions(
+            init_from="x", output=OutputSettings(output_dir="y"), lowrank=LowRankSettings(svd_type="none")
+        )

@@ -25,23 +25,36 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.runtime import RuntimeSettings, _pick_device, seed_everything, start, usable_cores
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"device": "gpu"}, "--device gpu"),
-        ({"device": "cuda"}, "--device cpu"),
-    ],
-)
-def test_a_device_that_is_not_there(settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(VitcodError, match=words), start(RuntimeSettings(**settings)):
+    with pytest.raises(VitcodError, match="--device cpu"), start(RuntimeSettings(device="cuda")):
+        pass
+
+
+NO_DEVICES = ["gpu", "meta", "mps", "xpu", "hpu", "vulkan", "cuda:-1", "cuda:", "cuda:x", "cpu:1", "cpu ", "CUDA"]
+NO_DEVICES += ["", " ", "cpu\n", "cuda:\N{DEVANAGARI DIGIT ONE}", "cuda:99999999999999999999"]
+
+
+@pytest.mark.parametrize("device", NO_DEVICES)
+def test_a_device_that_is_not_supported(device: str) -> None:
+    with pytest.raises(VitcodError, match=r"^--device .*"):
+        RuntimeSettings(device=device)
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(VitcodError, match="--device cuda:1 is one GPU for 2 processes"):
+        RuntimeSettings(device="cuda:1", nproc_per_node=2)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(VitcodError, match="for 4 processes"), start(RuntimeSettings(device="cuda:1")):
         pass
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(VitcodError, match="at most 2 processes"), start(RuntimeSettings(device="cuda")):
         pass
 
@@ -85,7 +98,7 @@ def test_seeds_depend_on_every_number() -> None:
 @pytest.fixture
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") or name.startswith("SLURM_"):
+        if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") or name.startswith(("MASTER_", "SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
 
 
@@ -110,8 +123,46 @@ def test_what_counts_as_several_processes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("SLURM_PTY_PORT")
     monkeypatch.setenv("SLURM_STEP_ID", "4294967290")
     assert ranks() == (0, 1, 0)  # the step that SLURM makes for salloc's shell
-    monkeypatch.setenv("RANK", "2")
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
     assert distributed.rank() == 2  # torchrun inside a job
+
+
+@pytest.mark.usefixtures("no_launcher")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "x"}, "RANK='x' is not a whole number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK='-1'"),
+        ({"RANK": "0", "WORLD_SIZE": "1e3"}, "WORLD_SIZE='1e3'"),
+        ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "RANK='999"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "rank 3 among 2"),
+        ({"RANK": "3"}, "rank 3 among 1"),  # would neither speak nor write
+        ({"WORLD_SIZE": "0"}, "rank 0 among 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without a RANK"),
+        ({"LOCAL_RANK": "99"}, "local rank 99 among 1"),
+        ({"LOCAL_WORLD_SIZE": "many"}, "LOCAL_WORLD_SIZE='many'"),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "x", "SLURM_NTASKS": "2"}, "SLURM_PROCID='x'"),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "2"}, "rank 5 among 2"),
+    ],
+)
+def test_an_environment_that_makes_no_sense(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said in one sentence, and said at all: a process that takes itself for another would be silent."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(VitcodError, match=message), start(RuntimeSettings(device="cpu")):
+        pass
+    assert distributed.is_main()
+
+
+@pytest.mark.usefixtures("no_launcher")
+@pytest.mark.parametrize("step", ["x", "", "-1", "9" * 6000, "4294967295"])
+def test_slurm_variables_outside_of_srun_mean_nothing(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_STEP_ID": step, "SLURM_PROCID": "nonsense", "RANK": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert ranks() == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +194,18 @@ def test_gpus_under_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     """With --gpus-per-task a task sees its own GPUs alone, and counts them from 0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in {"SLURM_STEP_ID": "1", "SLURM_LOCALID": "3", "SLURM_PROCID": "3"}.items():
+    for name, value in {
+        "SLURM_STEP_ID": "1",
+        "SLURM_LOCALID": "3",
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "4",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(VitcodError, match="wants GPU 3 but there are 1"):
         _pick_device("cuda")
     monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
     assert _pick_device("cuda") == torch.device("cuda", 0)
-    with pytest.raises(VitcodError, match="wants GPU 2"):
+    with pytest.raises(VitcodError, match="sees GPUs cuda:0 to cuda:0"):
         _pick_device("cuda:2")
 
 

@@ -18,7 +18,7 @@ TIMM = "timm"
 class OneProcessSettings(RuntimeSettings, panel="Runtime"):
     """A measurement is of one process on one device."""
 
-    nproc_per_node: int = setting(1, "Refused.", hidden=True)
+    nproc_per_node: int = setting(1, "Refused.", minimum=1, hidden=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,7 +36,9 @@ class BenchOptions(Settings, panel="Measurement"):
     checkpoint: str | None = checkpoint_setting()
     mask: str | None = mask_setting()
 
-    batch_size: list[int] = setting([1, 32], "Images in a batch; may be repeated.", metavar="N")
+    batch_size: list[int] = setting(
+        [1, 32], "Images in a batch; may be repeated.", minimum=1, maximum=10**12, metavar="N"
+    )
     training: bool = setting(
         True, "Time a training step too: forward, backward and AdamW, with the reconstruction loss."
     )
@@ -49,7 +51,7 @@ class BenchOptions(Settings, panel="Measurement"):
     )
     warmup: int = setting(2, "Passes before each measurement.", minimum=0, metavar="N")
     repeats: int = setting(6, "Measure at least N passes of each model.", minimum=1, metavar="N")
-    seconds: float = setting(2.0, "Measure for at least this long for each model.", minimum=0)
+    seconds: float = setting(2.0, "Measure for at least this long for each model.", minimum=0, maximum=86400)
 
     model: ModelSettings = field(default_factory=ModelSettings)
     runtime: OneProcessSettings = field(default_factory=OneProcessSettings)
@@ -61,9 +63,6 @@ class BenchOptions(Settings, panel="Measurement"):
             raise VitcodError(
                 "--checkpoint or --model is needed: name the weights to measure, or a model for random weights."
             )
-        for size in self.batch_size:
-            if size < 1:
-                raise VitcodError(f"--batch-size must be at least 1, not {size}.")
         if not self.batch_size:
             raise VitcodError("--batch-size is needed: give it once or several times.")
 

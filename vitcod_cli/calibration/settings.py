@@ -17,7 +17,7 @@ class CalibrationSettings(Settings, panel="Calibration"):
         3, "Views of each of these images: the evaluation crop, and random crops.", minimum=1
     )
     calibrate_batch_size: int = setting(8, "Images of a calibration step, over all processes.", minimum=1)
-    calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", minimum=0)
+    calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", above=0)
 
     @property
     def enabled(self) -> bool:

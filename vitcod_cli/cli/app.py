@@ -14,8 +14,10 @@ from typer.main import get_command
 from vitcod_cli.cli.coerce import as_type
 from vitcod_cli.cli.config import type_hints
 from vitcod_cli.cli.options import ARGUMENTS, Command, flatten, options_type
-from vitcod_cli.cli.spelling import normalizer, several_values
+from vitcod_cli.cli.orphans import end_with_parent
+from vitcod_cli.cli.spelling import normalizer, option_without_value, several_values
 from vitcod_cli.distributed import is_main
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import options_of
 from vitcod_cli.version import __version__
 
@@ -62,11 +64,17 @@ class VitcodCommand(TyperCommand):
         assert ctx.token_normalize_func is not None
         arguments = several_values(args, ctx.obj, ctx.token_normalize_func)
         ctx.meta[ARGUMENTS] = list(arguments)
+        options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        if sum(option.partition("=")[0] == "--config" for option in options) > 1:
+            raise VitcodError("--config is given twice, and the first file would count for nothing; give it once.")
         hints = type_hints(ctx)
         for param in self.get_params(ctx):
             if isinstance(param, TyperOption):
                 _read_plainly(param, hints.get(param.name, bool))  # of those not ours, --help is a flag
+        forgotten = option_without_value(arguments, ctx.obj, ctx.token_normalize_func)
         try:
+            if forgotten is not None:
+                raise _UsageError(f"Option '{forgotten}' requires an argument and is followed by an option.", ctx)
             return super().parse_args(ctx, arguments)
         except _UsageError:
             if is_main():
@@ -179,4 +187,4 @@ def _vitcod(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    end_with_parent()

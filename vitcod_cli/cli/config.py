@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Annotated, Any
 
 import typer
 
 from vitcod_cli.cli.coerce import as_type
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import VitcodError, did_you_mean, shown
 from vitcod_cli.settings import ABOUT
 
 
@@ -22,13 +21,24 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
     """
     if value is None or context.resilient_parsing:
         return value
+    from vitcod_cli.cli.yaml_file import read_values
+
     hints = type_hints(context)
     del hints["config"]
-    # YAML allows any key; ours are option names, with dashes or underscores.
-    values = {str(key).replace("-", "_"): item for key, item in _load(value).items() if key != ABOUT}
-    for key in values:
-        if key not in hints:
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    for line, key, item in read_values(value, "--config", skip=ABOUT):
+        name = key.replace("-", "_")  # as on the command line
+        if name in lines:
+            raise VitcodError(
+                f"--config {value}: {_plain(key)} is given twice (lines {lines[name]} and {line}); give it once."
+            )
+        lines[name] = line
+        if name == ABOUT:
+            continue
+        if name not in hints:
             raise VitcodError(_unknown_key(value, key, list(hints), str(context.info_name)))
+        values[name] = item
     context.default_map = {
         # A null, as a run's config.yaml has for what wasn't given, leaves the default.
         key: _checked(item, hints[key], f"--config {value}: {key}")
@@ -57,34 +67,9 @@ ConfigOption = Annotated[
 ]
 
 
-def _load(path: str) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise VitcodError(f"--config {path} can't be read: {reason}.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark is not None else ""
-        raise VitcodError(f"--config {path} is not valid YAML{where}: {_first_line(error)}.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise VitcodError(f"--config {path} must hold lines like 'epochs: 10', not a {type(content).__name__}.")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "problem", None) or error).splitlines()[0]
-
-
 def _unknown_key(path: str, key: str, names: list[str], command: str) -> str:
-    close = difflib.get_close_matches(key, names, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"vitcod {command} --help lists the options."
-    return f"--config {path}: {key} is not an option of vitcod {command}; {hint}"
+    hint = did_you_mean(key.replace("-", "_"), names, f"vitcod {command} --help lists the options.")
+    return f"--config {path}: {_plain(key)} is not an option of vitcod {command}; {hint}"
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
@@ -92,3 +77,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return as_type(value, hint)
     except ValueError as error:
         raise VitcodError(f"{where} {error}.") from error
+
+
+def _plain(key: str) -> str:
+    """A key for a message: as it stands in the file where it is a name, else quoted and cut short."""
+    return key if key.replace("-", "_").isidentifier() and len(key) < 60 else shown(key)

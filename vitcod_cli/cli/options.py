@@ -18,8 +18,9 @@ import typer
 
 from vitcod_cli.cli.coerce import bare
 from vitcod_cli.cli.config import ConfigOption
-from vitcod_cli.cli.launch import is_launched, launch
-from vitcod_cli.settings import Option, Settings, options_of
+from vitcod_cli.cli.launch import check_agreement, check_count, is_launched, launch
+from vitcod_cli.distributed import check_environment
+from vitcod_cli.settings import Option, Setting, Settings, options_of
 
 Command = Callable[[Any], None]
 
@@ -43,9 +44,16 @@ def flatten(function: Command) -> Callable[..., None]:
     parameters.append(_keyword("context", inspect.Parameter.empty, typer.Context))
 
     def command(*, context: typer.Context, config: str | None, **values: Any) -> None:
+        check_environment()
         settings = options.from_flat(values)
         processes = values.get("nproc_per_node", 1)
-        if processes > 1 and not is_launched():
+        if is_launched():
+            source = context.get_parameter_source("nproc_per_node")
+            if source is not None and source.name == "COMMANDLINE":  # one from a file gives way to torchrun
+                check_agreement(processes)
+            function(settings)
+        elif processes > 1:
+            check_count(processes, values["device"])
             launch(processes, [str(context.info_name), *context.meta[ARGUMENTS]])
         else:
             function(settings)
@@ -74,8 +82,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     if bare(hint) is bool and "/" not in flag and not flag.startswith("--no-"):
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     help = info.help
-    if info.minimum is not None and info.maximum is not None and info.maximum < 1e6:
-        help = f"{help} ({info.minimum:g} to {info.maximum:g})"
+    if range := _range_for_help(info):
+        help = f"{help} ({range})"
     default, show_default = option.default, info.show_default
     if info.hint is not None:  # Typer's own way of requiring an option ends in its words and exit code 2
         default, show_default, help, hint = None, False, f"{help} [required]", hint | None
@@ -88,3 +96,12 @@ def _parameter(option: Option) -> inspect.Parameter:
         hidden=info.hidden,
     )
     return _keyword(option.name, None if default is MISSING else default, Annotated[hint, declaration])
+
+
+def _range_for_help(info: Setting) -> str:
+    """The bounds that are worth a word: not those that only keep nonsense out."""
+    if info.minimum is not None and info.maximum is not None and info.maximum < 1e6:
+        return f"{info.minimum:g} to {info.maximum:g}"
+    if info.below is not None:
+        return f"{info.minimum:g} to below {info.below:g}"
+    return ""

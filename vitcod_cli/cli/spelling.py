@@ -60,6 +60,32 @@ def several_values(
     return result
 
 
+def option_without_value(
+    arguments: Sequence[str], options: Iterable[Option], normalize: Callable[[str], str]
+) -> str | None:
+    """The first option whose value is another option, so that its own was forgotten: ``--output --overwrite``.
+
+    A value that really looks so can be given as ``--output=--overwrite``.
+    """
+    by_flag: dict[str, Option] = {}
+    for option in options:
+        flags = option.info.flag.split("/")
+        by_flag |= dict.fromkeys([*flags, f"--no-{flags[0].removeprefix('--')}"], option)
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return None
+        known = by_flag.get("--" + normalize(argument.removeprefix("--"))) if argument.startswith("--") else None
+        for _ in range(0 if known is None else min(_arity(known), len(rest))):
+            value = rest.pop(0)
+            if value in ("-h", "--help", "--config"):
+                return argument
+            if value.startswith("--") and "--" + normalize(value.removeprefix("--")) in by_flag:
+                return argument
+    return None
+
+
 def _is_list(option: Option) -> bool:
     return get_origin(bare(option.type)) is list
 

@@ -18,12 +18,13 @@ class AugmentationSettings(Settings, panel="Augmentation"):
     """
 
     color_jitter: float = setting(
-        0.4, "Strength of colour jitter; unused beside --aa, except 3a, as in timm.", minimum=0
+        0.4, "Strength of colour jitter; unused beside --aa, except 3a, as in timm.", minimum=0, maximum=10
     )
     aa: str = setting(
         "rand-m9-mstd0.5-inc1",
         "AutoAugment policy, as timm writes it; 3a is DeiT-III's three-augment; none turns it off.",
         metavar="POLICY",
+        blank=True,
     )
     train_interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"] = (
         setting("bicubic", "How training images are resized.")
@@ -37,11 +38,11 @@ class AugmentationSettings(Settings, panel="Augmentation"):
     )
     hflip: float = setting(0.5, "Probability of a left-right flip.", minimum=0, maximum=1)
     repeated_aug: bool = setting(True, "Show each image several times in a row, differently augmented.")
-    num_aug_repeats: int = setting(3, "How many times, with --repeated-aug.", minimum=1)
+    num_aug_repeats: int = setting(3, "How many times, with --repeated-aug.", minimum=1, maximum=100)
     reprob: float = setting(0.25, "Probability of random erasing.", minimum=0, maximum=1)
     remode: Literal["pixel", "rand", "const"] = setting("pixel", "What random erasing fills in.")
-    recount: int = setting(1, "How many boxes random erasing erases at most.", minimum=1)
-    smoothing: float = setting(0.1, "Label smoothing.", minimum=0, maximum=0.999)
+    recount: int = setting(1, "How many boxes random erasing erases at most.", minimum=1, maximum=100)
+    smoothing: float = setting(0.1, "Label smoothing.", minimum=0, below=1)
     mixup: float = setting(0.8, "Alpha of mixup; 0 turns it off.", minimum=0)
     cutmix: float = setting(1.0, "Alpha of cutmix; 0 turns it off.", minimum=0)
     mixup_prob: float = setting(1.0, "Probability of mixup or cutmix.", minimum=0, maximum=1)

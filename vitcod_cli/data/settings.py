@@ -46,13 +46,14 @@ class DataSettings(Settings, panel="Data"):
         None,
         "Processes that read images, for each process that computes.",
         minimum=0,
+        maximum=1024,
         show_default="by core count",
         aliases=("--num-workers",),
     )
     crop_pct: float | None = setting(
         None,
         "Share of the resized image that the evaluation crop takes.",
-        minimum=0.01,
+        minimum=0.1,
         maximum=1.0,
         show_default="224/256; 1 up to 32 pixels",
     )

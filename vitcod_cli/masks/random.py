@@ -19,7 +19,7 @@ class Random(Ratio):
 
     name = "random"
 
-    seed: int = setting(0, "random: seed of the draw.", minimum=0)
+    seed: int = setting(0, "random: seed of the draw, below 2**32.", minimum=0, maximum=2**32 - 1)
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """See :func:`random_mask`."""

@@ -38,6 +38,14 @@ class LowRankOptions(FineTuneOptions, panel="Model"):
     calibration: LowRankCalibrationSettings = field(default_factory=LowRankCalibrationSettings)
     recipe: LowRankRecipe = field(default_factory=LowRankRecipe)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lowrank.svd_type == "none":
+            raise VitcodError(
+                "--svd-type none leaves nothing to do: name which of Q and K to compress, or train with "
+                "finetune-dense or finetune-sparse."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(FineTuneOptions, panel="Model"):

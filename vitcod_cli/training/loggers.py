@@ -44,7 +44,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise _missing("tensorboard") from error
+            raise missing_package("tensorboard") from error
         self._writer = SummaryWriter(str(path / "tensorboard"))
 
     def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
@@ -66,7 +66,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise _missing("wandb") from error
+            raise missing_package("wandb") from error
         note = path / "wandb-id.txt"
         if not note.exists():
             note.write_text(wandb.util.generate_id(), encoding="utf-8")
@@ -88,5 +88,6 @@ class WandB:
         self._run.finish()
 
 
-def _missing(name: str) -> VitcodError:
+def missing_package(name: str) -> VitcodError:
+    """The error when the package of a logger is not installed."""
     return VitcodError(f"--log-to {name} needs its package; install it with: pip install 'vitcod[{name}]'.")

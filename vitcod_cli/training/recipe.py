@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import VitcodError, did_you_mean
 from vitcod_cli.settings import Settings, setting
 
 LOGGERS = ("tensorboard", "wandb")
@@ -28,7 +28,7 @@ class Recipe(Settings, panel="Recipe"):
     eval_every: int = setting(1, "Evaluate every N epochs, and after the last.", minimum=1, metavar="N")
 
     # -- learning rate; the schedule is DeiT's, see training/schedule.py
-    lr: float = setting(1e-4, "Learning rate for a global batch of 512; scaled to the real one.", minimum=0)
+    lr: float = setting(1e-4, "Learning rate for a global batch of 512; scaled to the real one.", above=0)
     unscale_lr: bool = setting(False, "Take --lr as it is.")
     min_lr: float = setting(1e-5, "Learning rate at the end of the cosine (not scaled).", minimum=0)
     warmup_lr: float = setting(1e-6, "Learning rate at the start of the warm-up (not scaled).", minimum=0)
@@ -40,25 +40,25 @@ class Recipe(Settings, panel="Recipe"):
     )
     run_cooldown: bool = setting(False, "Train the cool-down epochs too, after --epochs.")
     sched: Literal["cosine", "tanh", "poly", "step", "constant"] = setting("cosine", "Shape of the schedule.")
-    decay_epochs: float = setting(30, "Epochs between two decays of --sched step.", minimum=0)
-    decay_rate: float = setting(0.1, "Factor of --sched step, power of --sched poly.", minimum=0)
+    decay_epochs: float = setting(30, "Epochs between two decays of --sched step.", above=0)
+    decay_rate: float = setting(0.1, "Factor of --sched step, power of --sched poly.", above=0)
 
     # -- optimizer
     opt: str = setting("adamw", "Optimizer, by timm's name.", metavar="NAME")
-    opt_eps: float = setting(1e-8, "Epsilon of the optimizer.", minimum=0)
+    opt_eps: float = setting(1e-8, "Epsilon of the optimizer.", above=0)
     opt_betas: str | None = setting(
         None, "Betas of the optimizer, as 0.9,0.999.", metavar="B1,B2", show_default="the optimizer's"
     )
-    momentum: float = setting(0.9, "Momentum, for optimizers that have one.", minimum=0, maximum=1)
+    momentum: float = setting(0.9, "Momentum, for optimizers that have one.", minimum=0, below=1)
     weight_decay: float = setting(1e-8, "Weight decay; none on biases, norms, tokens and positions.", minimum=0)
     clip_grad: float | None = setting(
-        None, "Clip the norm of the gradient to this.", minimum=0, show_default="no clipping"
+        None, "Clip the norm of the gradient to this.", above=0, show_default="no clipping"
     )
 
     # -- regularisation
-    drop_path: float = setting(0.1, "Stochastic depth rate.", minimum=0, maximum=1)
+    drop_path: float = setting(0.1, "Stochastic depth rate.", minimum=0, below=1)
     model_ema: bool = setting(True, "Keep an exponential moving average of the weights, evaluated too.")
-    model_ema_decay: float = setting(0.99996, "Decay of the moving average, a step.", minimum=0, maximum=1)
+    model_ema_decay: float = setting(0.99996, "Decay of the moving average, a step.", minimum=0, below=1)
     recon_weight: float = setting(
         1e-4, "Weight of the reconstruction loss of the head auto-encoders; 0 turns it off.", minimum=0
     )
@@ -110,7 +110,10 @@ class Recipe(Settings, panel="Recipe"):
         self._check_distillation()
         for name in self.loggers:
             if name not in LOGGERS:
-                raise VitcodError(f"--log-to knows {' and '.join(LOGGERS)}, not {name!r}.")
+                hint = did_you_mean(name, LOGGERS, f"it knows {' and '.join(LOGGERS)}.")
+                raise VitcodError(f"--log-to {name} is no logger; {hint}")
+        if self.log_to is not None and not self.loggers:
+            raise VitcodError(f"--log-to {self.log_to} names no logger; it knows {' and '.join(LOGGERS)}.")
 
     def _check_distillation(self) -> None:
         if self.distill_from is not None and (self.teacher is not None or self.distill != "none"):
@@ -172,7 +175,7 @@ class DenseRecipe(Recipe):
     """Training or fine-tuning the plain model: DeiT's own learning rate and weight decay."""
 
     epochs: int = setting(300, "Epochs to train; 0 only evaluates and saves.", minimum=0)
-    lr: float = setting(5e-4, "Learning rate for a global batch of 512; scaled to the real one.", minimum=0)
+    lr: float = setting(5e-4, "Learning rate for a global batch of 512; scaled to the real one.", above=0)
     weight_decay: float = setting(0.05, "Weight decay; none on biases, norms, tokens and positions.", minimum=0)
 
 
@@ -187,7 +190,7 @@ class LowRankRecipe(Recipe):
 class SparseRecipe(Recipe):
     """Step 4: the masked model (ViTCoD, section VI-A)."""
 
-    lr: float = setting(1e-5, "Learning rate for a global batch of 512; scaled to the real one.", minimum=0)
+    lr: float = setting(1e-5, "Learning rate for a global batch of 512; scaled to the real one.", above=0)
 
 
 def _parse_betas(text: str | None) -> tuple[float, float] | None:
