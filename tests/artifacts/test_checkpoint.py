@@ -195,7 +195,6 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"model": weights()}, path)
     whole = path.read_bytes()
     for content in (
-        b"",
         b"text",
         b"\x80",
         b"\x80\x02}",
@@ -222,6 +221,8 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros(3))
     assert ".npz archive" in refusal(tmp_path / "x.npz")
     assert "is a folder" in refusal(tmp_path)
+    path.write_bytes(b"")
+    assert "is empty" in refusal(path)
     (tmp_path / "x.safetensors").write_bytes(b"no tensors here, only words")
     assert "not a whole safetensors" in refusal(tmp_path / "x.safetensors")
 

@@ -136,7 +136,7 @@ def test_a_mask_that_is_not_there_is_missed(
 @pytest.mark.parametrize("kind", ["mask", "map"])
 def test_arrays_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     source = tmp_path / "array.npy"
-    array = random_mask() if kind == "mask" else np.random.default_rng(0).random((2, 3, 5, 5), dtype=np.float32)
+    array = random_mask() if kind == "mask" else np.full((2, 3, 5, 5), 0.2, dtype=np.float32)
     np.save(source, array)
     (ours,) = run(source, capsys)
     assert ours == tmp_path / "array.safetensors"
@@ -211,6 +211,10 @@ def test_what_cannot_be_converted(published: Path, capsys: pytest.CaptureFixture
     assert "--mask goes with a checkpoint" in refusal(ours, capsys, to="reference", mask=str(ours))
     np.save(folder / "array.npy", np.arange(3))
     assert "array of int64 [3]" in refusal(folder / "array.npy", capsys)
+    np.save(folder / "numbers.npy", random_mask().astype(np.float32))
+    assert "seems to be a mask saved as numbers" in refusal(folder / "numbers.npy", capsys)
+    np.save(folder / "other.npy", np.full((1, 1, 3, 3), 0.5, dtype=np.float32))
+    assert "has a row that sums to 1.5" in refusal(folder / "other.npy", capsys)
     np.save(folder / "double.npy", np.full((1, 1, 3, 3), 1 / 3))
     assert "float32 can't" in refusal(folder / "double.npy", capsys)
     assert "does not exist" in refusal(folder / "nothing", capsys)

@@ -122,6 +122,25 @@ def test_other_ways_than_https_are_refused_unasked(web: Web, url: str) -> None:
     assert web.asked == []
 
 
+def test_addresses_that_are_none(web: Web) -> None:
+    assert "is no address" in refusal("https://[/x.pth")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize("name", ["a%00b.pth", "x" * 1000 + ".pth", "%2e%2e%2fx.pth", "..%0a.pth"])
+def test_names_that_no_file_can_have(web: Web, cache: Path, name: str) -> None:
+    path = download(f"https://host/{name}", "--init-from", SilentReporter())
+    assert path.read_bytes() == CONTENT
+    assert path.parent == cache
+    assert path.suffix == ".pth"
+
+
+def test_a_file_larger_than_the_disk(web: Web, cache: Path) -> None:
+    web.answer = Answer(CONTENT, 10**18)
+    assert "free some space" in refusal("https://host/x.pth")
+    assert files(cache) == []
+
+
 def test_an_address_without_a_file(web: Web) -> None:
     assert "names no file" in refusal("https://host/")
     assert "names no file" in refusal("https://host")

@@ -177,8 +177,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         return str(error.value)
 
     assert "does not exist" in message()
+    path.write_bytes(b"")
+    assert "is empty" in message()
     for content in (
-        b"",
         b"\0",
         b"text, and more of it than eight bytes",
         whole[:20],

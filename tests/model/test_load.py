@@ -175,15 +175,17 @@ def test_size_and_classes_may_be_model_kwargs_as_in_timm(plain: Path) -> None:
         (["depth=6", "mlp_ratio=4.0"], {"depth": 6, "mlp_ratio": 4.0}),
         (["qk_norm=True", "global_pool=avg"], {"qk_norm": True, "global_pool": "avg"}),
         (["init_values=None"], {"init_values": None}),
-        (["img_size=(32, 48)", "act_layer=gelu=tanh"], {"img_size": (32, 48), "act_layer": "gelu=tanh"}),
-        ([" depth = 6 ", "x="], {"depth": 6, "x": ""}),
+        (["img_size=(32, 48)", "act_layer=gelu_tanh"], {"img_size": (32, 48), "act_layer": "gelu_tanh"}),
+        ([" depth = 6 ", "pos_embed="], {"depth": 6, "pos_embed": ""}),
     ],
 )
 def test_model_kwargs(entries: list[str], expected: dict[str, Any]) -> None:
     assert ModelSettings(model_kwargs=entries).kwargs() == expected
 
 
-@pytest.mark.parametrize("entries", [["depth"], ["=3"], ["a b=3"], ["depth=1", "depth=2"], [""]])
+@pytest.mark.parametrize(
+    "entries", [["depth"], ["=3"], ["a b=3"], ["depth=1", "depth=2"], [""], ["act_layer=gelu=tanh"], ["x="]]
+)
 def test_model_kwargs_that_are_none(entries: list[str]) -> None:
     with pytest.raises(VitcodError, match="--model-kwargs"):
         ModelSettings(model_kwargs=entries)
@@ -313,6 +315,7 @@ def test_values_that_are_not_finite(plain: Path) -> None:
     "keep",
     [
         {"blocks.0.attn.keep": torch.ones(3, 17, 17, dtype=torch.bool)},
+        {f"blocks.{i}.attn.keep": torch.tensor(True) for i in range(2)},
         {f"blocks.{i}.attn.keep": torch.ones(3, 17, 17) for i in range(2)},
         {f"blocks.{i}.attn.keep": torch.ones(4, 17, 17, dtype=torch.bool) for i in range(2)},
         {f"blocks.{i}.attn.keep": torch.ones(3, 16, 17, dtype=torch.bool) for i in range(2)},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
+from typing import Any
 
 import numpy as np
 
 from vitcod_cli.artifacts.describe import in_words
 from vitcod_cli.artifacts.files import checked_path, first_line
+from vitcod_cli.artifacts.model_arguments import is_count
 from vitcod_cli.errors import VitcodError
 
 
@@ -24,7 +27,15 @@ def read_npy(path: str | os.PathLike[str], flag: str) -> np.ndarray:
         VitcodError: if the file is cut short or holds Python objects.
     """
     try:
-        array: np.ndarray = np.load(checked_path(path, flag), allow_pickle=False)
+        # Mapped first, which compares the size of the file with what its header claims before taking any memory.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the Python that a damaged header is
+            mapped = np.load(checked_path(path, flag), mmap_mode="r", allow_pickle=False)
+        if (
+            mapped.dtype.kind not in "biufc"
+        ):  # there are types of no bytes, of which a file holds as many as it likes
+            raise ValueError(f"it holds {str(mapped.dtype)[:40]}")
+        array = np.array(mapped)
     except VitcodError:
         raise
     # What a damaged header raises depends on where it is damaged: numpy parses it as Python.
@@ -41,6 +52,26 @@ def check_shape(array_shape: tuple[int, ...], path: str | os.PathLike[str], flag
         raise VitcodError(
             f"{flag} {path} holds an array of shape {shape}, but {noun} is [blocks, heads, tokens, tokens]."
         )
+
+
+def checked_info(
+    info: dict[str, Any], num_tokens: int, path: str | os.PathLike[str], flag: str, noun: str
+) -> dict[str, Any]:
+    """``info`` of a map or a mask, once what it says of its model can be.
+
+    Raises:
+        VitcodError: if ``model_config`` is no model's, or ``num_prefix_tokens`` no number of its tokens.
+    """
+    prefix = info.get("num_prefix_tokens")
+    if prefix is not None and not is_count(prefix, 0, num_tokens):
+        raise VitcodError(
+            f"{flag} {path} says that its num_prefix_tokens are {repr(prefix)[:40]}, which is not a number of its "
+            f"{num_tokens} tokens; make {noun} again."
+        )
+    config = info.get("model_config", {"model": ""})
+    if not isinstance(config, dict) or not isinstance(config.get("model"), str):
+        raise VitcodError(f"{flag} {path} has a model_config that names no model; make {noun} again.")
+    return info
 
 
 def wrong_file(path: str | os.PathLike[str], flag: str, noun: str) -> VitcodError:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vitcod_cli.artifacts.arrays import check_shape, is_npy, read_npy, wrong_file
+from vitcod_cli.artifacts.arrays import check_shape, checked_info, is_npy, read_npy, wrong_file
 from vitcod_cli.artifacts.describe import ATTENTION_MAP
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
@@ -47,6 +47,7 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
     else:
         attention_map = _read_own(path, flag)
     check_shape(attention_map.attention.shape, path, flag, "an attention map")
+    checked_info(attention_map.info, attention_map.attention.shape[-1], path, flag, "the map")
     for values in (attention_map.attention, attention_map.importance):
         # A NaN fails both comparisons, so two reductions see everything.
         if values is not None and not (values.min() >= 0 and values.max() < np.inf):

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitcod_cli.artifacts.architecture import class_count_of, img_size_of, svd_type_of
+from vitcod_cli.artifacts.architecture import check_ranks, class_count_of, img_size_of, svd_type_of
 from vitcod_cli.artifacts.describe import CHECKPOINT, describe
 from vitcod_cli.artifacts.download import download, is_url
-from vitcod_cli.artifacts.files import checked_path, sha256_of
+from vitcod_cli.artifacts.files import checked_path, first_line, sha256_of
+from vitcod_cli.artifacts.model_arguments import check_model_kwargs, is_count
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.pickled import load_pickled
+from vitcod_cli.artifacts.published import plain
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import QUIET, Reporter
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+
+_MOST_LEFT_OUT = 20
+"""Names of what was not read that are told."""
 
 _EMA_OF = {"model": "model_ema", "state_dict": "state_dict_ema"}
 """Keys of the weights in DeiT's and the published code's files, and in timm's, with those of their average."""
@@ -89,15 +94,52 @@ def _read_safetensors(path: Path, source: str, flag: str) -> Checkpoint:
     with open_safetensors(path, flag=flag, framework="pt") as (handle, metadata):
         config, info = None, metadata
         if metadata:
-            info = checked_kind(metadata, path, kind=CHECKPOINT, flag=flag)
-            try:
-                config = ModelConfig.from_dict(info.pop("model_config"))
-            except (KeyError, TypeError, ValueError) as error:
-                message = f"{flag} {source} doesn't say which model it holds ({error!r}); make it again."
-                raise VitcodError(message) from error
+            config, info = _own_info(checked_kind(metadata, path, kind=CHECKPOINT, flag=flag), source, flag)
         state_dict = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     layout: Literal["vitcod", "timm"] = "vitcod" if metadata else "timm"
-    return Checkpoint(_unwrapped(state_dict), config, layout, source, path, info)
+    return Checkpoint(_checked(state_dict, f"{flag} {source}"), config, layout, source, path, info)
+
+
+def _own_info(info: dict[str, Any], source: str, flag: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """What a checkpoint of ours says of its model, and the rest."""
+    try:
+        config = ModelConfig.from_dict(info.pop("model_config", {}))
+        args = info.get("args", {})
+        if not isinstance(args, dict):
+            raise ValueError("its args are no options")
+        return config, {**info, **({"args": plain(args)} if args else {})}
+    except ValueError as error:
+        message = f"{flag} {source} doesn't say which model it holds ({first_line(error)}); make it again."
+        raise VitcodError(message) from error
+
+
+def _checked(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The weights without the prefixes of wrappers, once they are known to be numbers in a shape."""
+    import torch
+
+    weights = _unwrapped(state_dict)
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            kind = (
+                "quantised"
+                if tensor.is_quantized
+                else f"{str(tensor.layout).rpartition('.')[2]} on {tensor.device}"
+            )
+            raise VitcodError(
+                f"{where} holds {name[:100]} as a {kind} tensor; save its weights as plain tensors of float32."
+            )
+        # A view that repeats what is stored: a few bytes would fill the memory.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise VitcodError(
+                f"{where} holds {name[:100]} as a view that repeats itself; save a copy of it (contiguous)."
+            )
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()
+    }
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > 2 * sum(storages.values()):
+        raise VitcodError(f"{where} holds the same weights under many names; save each of them once.")
+    check_ranks(weights, where)
+    return weights
 
 
 def _read_pickled(path: Path, source: str, flag: str, reporter: Reporter, use_ema: bool | None) -> Checkpoint:
@@ -116,8 +158,15 @@ def _read_pickled(path: Path, source: str, flag: str, reporter: Reporter, use_em
     weights = content if key is None else fields[key]
     if not _is_state_dict(weights):
         raise VitcodError(f"{flag} {source} holds no model weights; give a checkpoint of a timm or DeiT model.")
-    weights, info = _unwrapped(weights), {} if key is None else _published_info(fields, key)
-    config = _published_config({"model": fields.get("arch"), **info.get("args", {})}, weights)
+    weights = _checked(weights, f"{flag} {source}")
+    try:
+        info = {} if key is None else _published_info(fields, key)
+    except ValueError as error:
+        raise VitcodError(
+            f"{flag} {source} is no checkpoint of a training: {error}; save its weights alone."
+        ) from error
+    named = {"model": fields.get("arch"), **info.get("args", {})}
+    config = _published_config(named, weights, f"{flag} {source}")
     return Checkpoint(weights, config, "published" if raw == "model" else "timm", source, path, info)
 
 
@@ -134,12 +183,11 @@ def _published_info(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
     args = fields.get("args")
     if isinstance(args, Namespace):
         args = vars(args)
+    left_out = [name for name in fields if name not in (key, "args", "epoch") and not _is_empty(fields[name])]
     return {
-        "args": dict(args) if isinstance(args, Mapping) else {},
-        "epoch": fields.get("epoch"),
-        "left_out": [
-            name for name in fields if name not in (key, "args", "epoch") and not _is_empty(fields[name])
-        ],
+        "args": plain(args) if isinstance(args, Mapping) else {},
+        "epoch": plain(fields.get("epoch")),
+        "left_out": [str(name)[:60] for name in left_out[:_MOST_LEFT_OUT]],
     }
 
 
@@ -148,12 +196,15 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (Mapping, list, tuple, str, bool, int, float)) and not value)
 
 
-def _published_config(args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelConfig | None:
+def _published_config(args: Mapping[str, Any], state_dict: Mapping[str, Tensor], where: str) -> ModelConfig | None:
     """The model that a published checkpoint's ``args`` name, its shape read off the tensors."""
-    name, size, kwargs = args.get("model"), args.get("input_size"), args.get("model_kwargs")
-    img_size = img_size_of(state_dict) or ((size, size) if isinstance(size, int) else None)
+    name, kwargs = args.get("model"), args.get("model_kwargs")
+    size: Any = args.get("input_size")
+    img_size = img_size_of(state_dict) or ((size, size) if is_count(size) else None)
     if not isinstance(name, str) or not name or img_size is None:
         return None
+    if isinstance(kwargs, Mapping):
+        check_model_kwargs(kwargs, f"{where}: its model_kwargs")
     return ModelConfig(
         model=name,
         num_classes=class_count_of(state_dict),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 from typing import Literal, NamedTuple
 
 METADATA_KEY = "vitcod"
@@ -21,6 +22,24 @@ _HINTS = {
 }
 _PROGRAM = "an exported program; give the checkpoint that it was made from"
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
+_PACKED = "; unpack it first"
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, which stands for the file; get that with git lfs pull",
+    b"\x1f\x8b": f"compressed by gzip{_PACKED}",
+    b"BZh": f"compressed by bzip2{_PACKED}",
+    b"\xfd7zXZ\x00": f"compressed by xz{_PACKED}",
+    b"\x28\xb5\x2f\xfd": f"compressed by zstd{_PACKED}",
+    b"Rar!": f"a RAR archive{_PACKED}",
+    b"7z\xbc\xaf\x27\x1c": f"a 7z archive{_PACKED}",
+    b"GGUF": "a GGUF file, whose weights are quantised; give the PyTorch or safetensors weights",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes; give the PyTorch or safetensors weights",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"%PDF": "a PDF document",
+    b"\x7fELF": "a program",
+}
+"""What other files begin with."""
+_PAGE = "a web page; download the file itself, not the page about it"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
@@ -35,7 +54,7 @@ class Description(NamedTuple):
     """
 
     text: str
-    container: Literal["safetensors", "npy", "torch", "zip", "onnx"]
+    container: Literal["safetensors", "npy", "torch", "zip", "onnx", "other"]
     kind: str | None = None
     own: bool = False
 
@@ -47,11 +66,13 @@ def describe(path: str | os.PathLike[str]) -> Description | None:
     """What the file seems to be, or None when nothing is known of it (an old PyTorch file, say)."""
     try:
         with open(path, "rb") as file:
-            start = file.read(8)
-            if start.startswith(_NPY):
-                return _describe_array(path)
-            if start.startswith(_ZIP):
-                return _describe_zip(path)
+            begin = file.read(64)
+            if text := _foreign(begin):
+                return Description(text, "other")
+            start = begin[:8]
+            file.seek(8)
+            if start.startswith((_NPY, _ZIP)):
+                return (_describe_array if start.startswith(_NPY) else _describe_zip)(path)
             if start.startswith(b"\x08") and os.fspath(path).endswith(".onnx"):  # ONNX has no signature of its own
                 return Description(_PROGRAM, "onnx")
             if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) <= _LARGEST_HEADER:
@@ -59,6 +80,13 @@ def describe(path: str | os.PathLike[str]) -> Description | None:
     except Exception:  # a guess for a message must not fail, whatever the bytes are
         return None
     return None
+
+
+def _foreign(begin: bytes) -> str | None:
+    """What a file is that neither we nor PyTorch nor numpy write, by what it begins with."""
+    if begin.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return _PAGE
+    return next((text for mark, text in _OTHERS.items() if begin.startswith(mark)), None)
 
 
 def in_words(path: str | os.PathLike[str]) -> str:
@@ -73,7 +101,9 @@ def _described(text: str, container: Literal["safetensors", "npy", "torch"], kin
 def _describe_array(path: str | os.PathLike[str]) -> Description:
     import numpy as np
 
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the Python that a damaged header is
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim == 4 and array.dtype == np.bool_:
         return _described("a published mask", "npy", MASK, own=False)
     if array.ndim == 4 and array.dtype.kind == "f":
@@ -98,7 +128,7 @@ def _describe_zip(path: str | os.PathLike[str]) -> Description:
 def _describe_safetensors(header: dict[str, object]) -> Description:
     metadata = header.get("__metadata__")
     if isinstance(metadata, dict) and METADATA_KEY in metadata:
-        kind = str(json.loads(metadata[METADATA_KEY])["format"])
+        kind = str(json.loads(metadata[METADATA_KEY])["format"])[:40]
         return _described(f"a vitcod {kind.replace('-', ' ')}", "safetensors", kind, own=True)
     if any(name.endswith(".weight") for name in header):
         return _described("a plain checkpoint", "safetensors", CHECKPOINT, own=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from vitcod_cli.artifacts.files import atomic_path, sha256_of
+from vitcod_cli.artifacts.files import atomic_path, first_line, sha256_of
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")  # as torch hub, timm and DeiT name their files
 _CHUNK = 1 << 18
+_LONGEST_NAME = 150
 
 
 def is_url(source: str) -> bool:
@@ -33,10 +35,13 @@ def download(url: str, flag: str, reporter: Reporter) -> Path:
     Raises:
         VitcodError: if it isn't https, can't be reached, or its hash is another than its name says.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise VitcodError(f"{flag} {url} is no address ({first_line(error)}); check it.") from error
     if parts.scheme.lower() != "https":
         raise VitcodError(f"{flag} {url} is not an https:// address; use one, or download the file yourself.")
-    name = PurePosixPath(unquote(parts.path)).name
+    name = re.sub(r"[^\w.+-]", "_", PurePosixPath(unquote(parts.path)).name, flags=re.ASCII)[-_LONGEST_NAME:]
     if not name:
         raise VitcodError(f"{flag} {url} names no file; give the address of a checkpoint.")
     match = _HASH.search(name)
@@ -80,6 +85,7 @@ def _fetch(url: str, target: Path, wanted: str, flag: str, reporter: Reporter) -
             # Read errors and write errors are both OSErrors: only the reading is in this try.
             answer = _ask(url)
             length, received = answer.length, 0
+            _check_space(target, length, flag, url)
             with (
                 open(temporary, "wb") as file,
                 reporter.progress(f"download {target.name}", length, "bytes") as bar,
@@ -101,6 +107,15 @@ def _fetch(url: str, target: Path, wanted: str, flag: str, reporter: Reporter) -
                 f"{flag} {url} is not what its name says: its SHA-256 starts with {digest.hexdigest()[:8]}, not "
                 f"{wanted}; try again, or check where the address comes from."
             )
+
+
+def _check_space(target: Path, length: int | None, flag: str, url: str) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if length is not None and length > free:
+        raise VitcodError(
+            f"{flag} {url} has {length / 1e9:.3g} GB and {target.parent} has {free / 1e9:.3g} GB left; free some "
+            "space, or point TORCH_HOME to another folder."
+        )
 
 
 class _NetworkError(Exception):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -13,6 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vitcod_cli.errors import VitcodError
+
+_LONGEST = 300
+"""Characters of another library's message that ours repeat."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -93,28 +97,40 @@ def _cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
 
 
 def checked_path(path: str | os.PathLike[str], flag: str) -> Path:
-    """``path`` as a Path once it is known to be a file that may be read.
+    """``path`` as a Path once it is known to be a file with something in it that may be read.
+
+    What is no regular file is refused unopened: a pipe would wait for its writer, a device never end. So is an
+    empty file, as those in /proc seem to be, which may do the same.
 
     Raises:
-        VitcodError: if it is missing, a folder, or may not be read.
+        VitcodError: if it is missing, a folder, empty, or may not be read.
     """
     try:
-        if os.path.isdir(path):
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
             raise VitcodError(f"{flag} {path} is a folder; name a file in it.")
-        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
+        if not stat.S_ISREG(status.st_mode):
             raise VitcodError(f"{flag} {path} is not a regular file; save it to one first.")
+        if not status.st_size:
+            raise VitcodError(f"{flag} {path} is empty, it holds no byte; make it or copy it again.")
         with open(path, "rb"):
             return Path(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise VitcodError(f"{flag} {path} does not exist; check the path.") from error
     except (OSError, ValueError) as error:
-        raise VitcodError(f"{flag} {path} can't be read ({getattr(error, 'strerror', None) or error}).") from error
+        shown = os.fspath(path)[:200]
+        raise VitcodError(
+            f"{flag} {shown} can't be read ({getattr(error, 'strerror', None) or error})."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, fit for the middle of a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__
+    text = lines[0].rstrip(". ") if lines else ""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}..."
+    return text or type(error).__name__
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitcod_cli.artifacts.arrays import check_shape, is_npy, read_npy, wrong_file
+from vitcod_cli.artifacts.arrays import check_shape, checked_info, is_npy, read_npy, wrong_file
 from vitcod_cli.artifacts.describe import MASK
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
@@ -50,7 +50,7 @@ def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
             raise VitcodError(f"{flag} {path} lacks its boolean mask; make it again with vitcod gen-mask.")
         keep = handle.get_tensor("keep")
     check_shape(keep.shape, path, flag, "a mask")
-    return Mask(keep, info)
+    return Mask(keep, checked_info(info, keep.shape[-1], path, flag, "the mask"))
 
 
 def write_mask(path: str | os.PathLike[str], mask: Mask) -> None:

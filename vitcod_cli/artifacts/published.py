@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_DEEPEST, _MOST, _LONGEST_INTEGER = 50, 100_000, 1000
+"""Of the options in a published checkpoint: levels of nesting, values, bits of an integer."""
 
 
 def write_npy(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -49,7 +54,9 @@ def published_checkpoint(
         args["mask_path"] = mask_path
     # Tensors as they come from safetensors may be views of one file: clones are saved as themselves.
     weights = OrderedDict((name, tensor.clone()) for name, tensor in state_dict.items())
-    return {"model": weights, "epoch": info.get("epoch") or 0, "args": argparse.Namespace(**args)}
+    namespace = argparse.Namespace()
+    vars(namespace).update(args)  # not as arguments: one may be called self
+    return {"model": weights, "epoch": info.get("epoch") or 0, "args": namespace}
 
 
 def mask_beside(path: str | os.PathLike[str], mask_path: Any) -> Path | None:
@@ -57,15 +64,31 @@ def mask_beside(path: str | os.PathLike[str], mask_path: Any) -> Path | None:
     if not isinstance(mask_path, (str, os.PathLike)) or not os.fspath(mask_path):
         return None
     named, folder = Path(mask_path), Path(path).parent
-    return next((path for path in (folder / named, named, folder / named.name) if path.is_file()), None)
+    # isfile, not is_file: a name that no file can have is no error.
+    return next((path for path in (folder / named, named, folder / named.name) if os.path.isfile(path)), None)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: what published ``args`` hold beside becomes numbers, lists and strings."""
+    """``value`` as JSON can hold it: what published ``args`` hold beside becomes numbers, lists and strings.
+
+    Raises:
+        ValueError: if it is nested endlessly, or larger than options of a training are.
+    """
+    return _plain(value, 0, itertools.count())
+
+
+def _plain(value: Any, depth: int, counter: Iterator[int]) -> Any:
+    # A list that is ten times in the next one, and so on, is small in memory and endless on paper.
+    if depth > _DEEPEST or next(counter) > _MOST:
+        raise ValueError("its args are nested too deep, or too many")
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1, counter) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
+        return [_plain(item, depth + 1, counter) for item in value]
     if isinstance(value, np.generic):
         return value.item()
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        raise ValueError("its args hold a number of too many digits")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return f"a tensor of shape {list(value.shape)}" if hasattr(value, "shape") else str(value)

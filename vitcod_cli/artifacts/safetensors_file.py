@@ -1,7 +1,7 @@
 """Self-describing safetensors files. Imports neither torch nor numpy before it is asked to.
 
 Every file of ours is a safetensors file whose metadata holds one JSON string under ``vitcod``:
-``{"format": kind, "version": 1, ...}``.
+``{"format": kind, "version": 1, "checksum": ..., ...}``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from vitcod_cli.artifacts.checksum import KEY, PLACEHOLDER, is_intact, seal
 from vitcod_cli.artifacts.describe import METADATA_KEY, describe, in_words
 from vitcod_cli.artifacts.files import atomic_path, checked_path, first_line
 from vitcod_cli.errors import VitcodError
@@ -39,12 +40,14 @@ def write_safetensors(
     Raises:
         VitcodError: if the file can't be written; what was there is untouched.
     """
-    metadata = {METADATA_KEY: json.dumps({"format": kind, "version": VERSION, **info})}
+    ours = {"format": kind, "version": VERSION, KEY: PLACEHOLDER}
+    metadata = {METADATA_KEY: json.dumps({**ours, **{key: info[key] for key in info if key not in ours}})}
     with atomic_path(path, before_replace) as temporary:
         try:
             _save(temporary, tensors, metadata)
         except Exception as error:
             raise _as_os_error(error) or error from error
+        seal(temporary)
 
 
 def _save(path: Path, tensors: Mapping[str, np.ndarray | torch.Tensor], metadata: dict[str, str]) -> None:
@@ -90,19 +93,29 @@ class SafetensorsFile(NamedTuple):
 
 @contextmanager
 def open_safetensors(
-    path: str | os.PathLike[str], *, flag: str, framework: str = "numpy"
+    path: str | os.PathLike[str], *, flag: str, framework: str = "numpy", verify: bool = True
 ) -> Iterator[SafetensorsFile]:
     """Open a safetensors file for reading, ours or foreign.
 
+    Args:
+        verify: read the whole file once and compare it with the checksum that it carries; for whoever reads
+            tensors.
+
     Raises:
-        VitcodError: if it is no (whole) safetensors file, or a newer vitcod wrote it.
+        VitcodError: if it is no (whole) safetensors file, is damaged, or a newer vitcod wrote it.
     """
     from safetensors import SafetensorError, safe_open
 
     checked_path(path, flag)
     try:
-        with safe_open(path, framework=framework) as handle:
-            yield SafetensorsFile(handle, _own_metadata(handle.metadata() or {}, path, flag))
+        with _any_name(path) as readable, safe_open(readable, framework=framework) as handle:
+            info = _own_metadata(handle.metadata() or {}, path, flag)
+            if info and verify and not is_intact(path):
+                raise VitcodError(
+                    f"{flag} {path} is damaged: its bytes are not those that vitcod wrote; make it or copy it "
+                    "again."
+                )
+            yield SafetensorsFile(handle, info)
     except (SafetensorError, OSError) as error:
         what = describe(path)
         if what is not None and what.container != "safetensors":
@@ -113,21 +126,37 @@ def open_safetensors(
         ) from error
 
 
+@contextmanager
+def _any_name(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A path to the file that is UTF-8, as safetensors wants it, whatever bytes the file's own name has."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/dev/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield name
+
+
 def read_safetensors_info(path: str | os.PathLike[str], *, kind: str, flag: str) -> dict[str, Any]:
-    """Our metadata of a file of ours, without ``format`` and ``version``.
+    """Our metadata of a file of ours, without ``format``, ``version`` and ``checksum``; no tensor is looked at.
 
     Raises:
         VitcodError: if the file is another one than ``kind``; says what it seems to be.
     """
-    with open_safetensors(path, flag=flag) as file:
+    with open_safetensors(path, flag=flag, verify=False) as file:
         return checked_kind(file.info, path, kind=kind, flag=flag)
 
 
 def checked_kind(info: dict[str, Any], path: str | os.PathLike[str], *, kind: str, flag: str) -> dict[str, Any]:
-    """``info`` without ``format`` and ``version``, once it is known to be of this ``kind``."""
+    """``info`` without what every file of ours says, once it is known to be of this ``kind``."""
     if info.get("format") != kind:
         raise VitcodError(f"{flag} {path} is not a vitcod {kind.replace('-', ' ')}: {in_words(path)}.")
-    return {key: value for key, value in info.items() if key not in ("format", "version")}
+    return {key: value for key, value in info.items() if key not in ("format", "version", KEY)}
 
 
 def _own_metadata(metadata: Mapping[str, str], path: str | os.PathLike[str], flag: str) -> dict[str, Any]:
@@ -135,12 +164,15 @@ def _own_metadata(metadata: Mapping[str, str], path: str | os.PathLike[str], fla
         return {}
     try:
         info = json.loads(metadata[METADATA_KEY])
-        version = int(info["version"])
-    except (ValueError, KeyError, TypeError) as error:
+        version = info["version"]
+        if not isinstance(info, dict) or type(version) is not int or version < 1:
+            raise ValueError("not ours")
+    # RecursionError: nested deeper than Python's stack.
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise VitcodError(f"{flag} {path} has vitcod metadata that can't be read; make the file again.") from error
     if version > VERSION:
         raise VitcodError(
-            f"{flag} {path} was written by a newer vitcod (format version {version}, this one reads up to "
-            f"{VERSION}); upgrade with pip install --upgrade vitcod."
+            f"{flag} {path} was written by a newer vitcod (format version {str(version)[:20]}, this one reads up "
+            f"to {VERSION}); upgrade with pip install --upgrade vitcod."
         )
     return cast("dict[str, Any]", info)

@@ -19,6 +19,7 @@ from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.artifacts.published import mask_beside, plain, published_checkpoint, write_npy
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.convert_settings import ConvertOptions, Form
+from vitcod_cli.masks.prefix import check_rows
 from vitcod_cli.model.build import build_model, model_config
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import apply_mask, load_weights
@@ -84,6 +85,7 @@ def _convert_mask(source: str, target: Path, to: Form) -> None:
 
 def _convert_map(source: str, target: Path, to: Form) -> None:
     attention_map = read_attention_map(source, _FLAG)
+    check_rows(attention_map.attention, source)
     if to == "reference":
         write_npy(target, attention_map.attention)
         return
@@ -138,7 +140,7 @@ def _model_of(checkpoint: Checkpoint, options: ConvertOptions, reporter: Reporte
     named = checkpoint.info.get("args", {}).get("mask_path") if checkpoint.layout == "published" else None
     mask = options.mask or mask_beside(checkpoint.source, named)
     if mask is not None:
-        apply_mask(model, mask, "--mask")
+        apply_mask(model, mask, "--mask", reporter)
         reporter.info(f"The mask {mask} goes into the checkpoint.")
     elif named:
         reporter.warn(

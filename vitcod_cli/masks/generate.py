@@ -43,6 +43,8 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
     }
     if "model_config" in attention_map.info:
         info["model_config"] = attention_map.info["model_config"]
+    if attention_map.info.get("num_prefix_tokens", prefix) != prefix:  # asked for; it is still this model's mask
+        info["map_num_prefix_tokens"] = attention_map.info["num_prefix_tokens"]
     return Mask(keep, info)
 
 
@@ -58,5 +60,8 @@ def _num_prefix_tokens(attention_map: AttentionMap, settings: MaskSettings, repo
             )
     num_tokens = attention_map.attention.shape[-1]
     if prefix > num_tokens:
-        raise VitcodError(f"--num-prefix-tokens {prefix} is more than the {num_tokens} tokens of the map.")
+        raise VitcodError(
+            f"--num-prefix-tokens {prefix} is more than the {num_tokens} tokens of the map; give those of its "
+            "model."
+        )
     return int(prefix)

@@ -31,11 +31,21 @@ def fill_empty_rows(keep: Keep, attention: Attention) -> tuple[Keep, int]:
     return keep, count
 
 
+def is_binary(attention: Attention) -> bool:
+    """Whether it holds nothing but 0 and 1, as a mask does."""
+    return bool(((attention == 0) | (attention == 1)).all())
+
+
 def check_rows(attention: Attention, flag: str = "--attn-map") -> None:
     """Raise a VitcodError unless every row of the map sums to 1, within what float32 sums are off."""
     sums = attention.sum(axis=-1)
     off = np.abs(sums - 1)
     if not off.max() <= 1e-3:
+        if is_binary(attention):
+            raise VitcodError(
+                f"{flag} holds nothing but 0 and 1, so it seems to be a mask saved as numbers and not a mean "
+                "attention map; save it as booleans (array.astype(bool)) and give it as --mask."
+            )
         raise VitcodError(
             f"{flag} has a row that sums to {sums.flat[off.argmax()]:.4g}, not 1, so it isn't a mean attention "
             "map; make one with vitcod dump-attn."

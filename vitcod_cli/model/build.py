@@ -10,9 +10,12 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.artifacts.files import first_line
+from vitcod_cli.artifacts.model_arguments import check_model_kwargs, is_count, is_size
+from vitcod_cli.artifacts.model_config import ModelConfig, is_model_name
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.size import check_divides, check_fits_memory
 
 
 def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
@@ -49,26 +52,57 @@ def plain_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransfo
     return model
 
 
+def is_known_model(name: object) -> bool:
+    """Whether ``name`` is an architecture of timm's registry, with a tag that it has or none."""
+    if not is_model_name(name) or not timm.is_model(cast(str, name)):
+        return False
+    try:
+        timm.get_pretrained_cfg(cast(str, name))
+    except RuntimeError:  # such a tag there is not
+        return False
+    return True
+
+
+def check_known(name: str) -> None:
+    """Raise a VitcodError, with the names that are near, unless :func:`is_known_model`."""
+    if not is_known_model(name):
+        raise VitcodError(_unknown_model(name))
+
+
 def check_architecture(config: ModelConfig) -> None:
-    """Raise a VitcodError unless ``config`` names a plain timm ViT that we can treat."""
-    if not timm.is_model(config.model):
-        raise VitcodError(_unknown_model(config.model))
+    """Raise a VitcodError unless ``config`` names a plain timm ViT that we can treat.
+
+    It is built without memory for its weights, so that one too large for this machine is told before it takes any.
+    """
+    check_known(config.model)
+    check_model_kwargs(config.model_kwargs, f"--model {config.model}")
+    if not (is_count(config.num_classes, 0) and is_size(config.img_size)):
+        raise VitcodError(
+            f"--model {config.model} can't have {config.num_classes} classes and images of "
+            f"{_in_words(config.img_size)} pixels; give --num-classes and --img-size."
+        )
     with torch.device("meta"):
         model = _create(config)
     plain = [module for module in model.modules() if type(module) is Attention]
     if isinstance(model, VisionTransformer) and plain:
         other = [name for name, module in model.blocks.named_children() if not _has_attention(module)]
         if not other and model.patch_embed.num_patches > 0:
+            check_divides(model, config, default_img_size(config.model))
+            check_fits_memory(model, config)
             return
         if not other:
-            size = "x".join(map(str, config.img_size))
             raise VitcodError(
-                f"--img-size {size} is smaller than a patch of --model {config.model}; take a larger one."
+                f"--img-size {_in_words(config.img_size)} is smaller than a patch of --model {config.model}; take "
+                "a larger one."
             )
     raise VitcodError(
         f"--model {config.model} can't be treated: it is a {type(model).__name__} whose blocks are not built "
         "from timm's plain Attention (choose a DeiT or ViT model, such as deit_tiny_patch16_224)."
     )
+
+
+def _in_words(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
 
 
 def _has_attention(block: nn.Module) -> bool:
@@ -78,6 +112,7 @@ def _has_attention(block: nn.Module) -> bool:
 def _unknown_model(name: str) -> str:
     import difflib
 
+    name = name[:100] if name.isprintable() else repr(name[:100])
     close = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names."
     return f"--model {name} is not a model that timm knows; {hint}"
@@ -93,7 +128,7 @@ def _create(config: ModelConfig, **extra: Any) -> VisionTransformer:
         return cast(VisionTransformer, timm.create_model(config.model, pretrained=False, **kwargs))
     # timm checks few arguments itself: num_heads=0 divides by zero, act_layer=x is a KeyError.
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError) as error:
-        reason = str(error).rstrip(".") or type(error).__name__
+        reason = first_line(error)
         message = f"timm can't build --model {config.model} with these --model-kwargs: {reason}."
         raise VitcodError(message) from error
 
@@ -105,8 +140,7 @@ def model_config(model: nn.Module) -> ModelConfig:
 
 def default_img_size(name: str, model_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
     """The image size (height, width) that the named timm model is made for."""
-    if not timm.is_model(name):
-        raise VitcodError(_unknown_model(name))
+    check_known(name)
     size = (model_kwargs or {}).get("img_size")
     if size is None:
         cfg = timm.get_pretrained_cfg(name)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -19,10 +18,14 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import build_model, check_architecture, default_img_size, model_config
-from vitcod_cli.model.layers import attention_shape, keep_mask, set_keep_mask
+from vitcod_cli.model.hub import pretrained_model
+from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask
+from vitcod_cli.model.mask_origin import check_origin
 from vitcod_cli.model.resolve import resolve_config
 from vitcod_cli.model.settings import ModelSettings
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.reporting import QUIET, Reporter
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 HUB = "timm"
 """The source that stands for the hub's pretrained weights."""
@@ -57,20 +60,28 @@ def load_model(
     if checkpoint is not None:
         load_weights(model, checkpoint, flag=flag, reporter=reporter)
         hint = checkpoint.info.get("args", {}).get("mask_path")
-        if hint and mask is None and keep_mask(model) is None:
-            reporter.info(f"{checkpoint.source} was trained under the mask {hint}; give it with --mask.")
+        if isinstance(hint, str) and hint and mask is None and keep_mask(model) is None:
+            reporter.info(f"{checkpoint.source} was trained under the mask {hint[:300]}; give it with --mask.")
     if mask is not None:
-        apply_mask(model, mask, "--mask")
+        apply_mask(model, mask, "--mask", reporter)
     return model
 
 
-def apply_mask(model: VisionTransformer, path: str | os.PathLike[str], flag: str = "--mask") -> None:
+def apply_mask(
+    model: VisionTransformer, path: str | os.PathLike[str], flag: str = "--mask", reporter: Reporter = QUIET
+) -> None:
     """Read a mask and fix it on ``model``.
 
     Raises:
         VitcodError: if it can't be read or is another model's.
     """
-    set_keep_mask(model, torch.from_numpy(read_mask(path, flag).keep))
+    mask = read_mask(path, flag)
+    set_keep_mask(model, torch.from_numpy(mask.keep))
+    try:
+        check_origin(mask.info, model, f"{flag} {path}", reporter)
+    except VitcodError:
+        clear_keep_mask(model)
+        raise
 
 
 def save_model(path: str | os.PathLike[str], model: nn.Module, info: Mapping[str, Any]) -> None:
@@ -105,14 +116,7 @@ def _pretrained(settings: ModelSettings, flag: str) -> Checkpoint:
     size = default_img_size(settings.model)
     config = ModelConfig(model=settings.model, num_classes=1000, img_size=size, model_kwargs=kwargs)
     check_architecture(config)
-    try:
-        model = timm.create_model(settings.model, pretrained=True, **kwargs)
-    # The hub's client and its HTTP library have error types of their own, and timm passes them all on.
-    except Exception as error:
-        raise VitcodError(
-            f"{flag} {HUB} could not get the pretrained weights of {settings.model} ({first_line(error)}); check "
-            "the network and the name, or give a file."
-        ) from error
+    model = pretrained_model(settings.model, f"{flag} {HUB}", **kwargs)
     state_dict = model.state_dict()
     config = config.changed(num_classes=class_count_of(state_dict))
     return Checkpoint(state_dict, config, "timm", HUB)
@@ -128,8 +132,9 @@ def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str,
         VitcodError: if it doesn't fit, or holds values that are not finite; the model is as it was.
     """
     where = f"{flag} {checkpoint.source}"
-    state_dict = {k: v.float() if v.is_floating_point() else v for k, v in checkpoint.state_dict.items()}
-    broken = [name for name, value in state_dict.items() if not torch.isfinite(value).all()]
+    _check_dtypes(model, checkpoint.state_dict, where)
+    state_dict = {k: v.float() if v.dtype in _FLOATS else v for k, v in checkpoint.state_dict.items()}
+    broken = [k for k, v in state_dict.items() if v.dtype == torch.float32 and not torch.isfinite(v).all()]
     if broken:
         raise VitcodError(
             f"{where} has values that are not finite in {_some(broken)}; take an earlier checkpoint."
@@ -138,9 +143,26 @@ def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str,
     _renew_heads(model, state_dict, where, reporter)
     state_dict = _resampled(model, state_dict, where, reporter)
     _check_fit(model, state_dict, where)
+    _check_dtypes(model, state_dict, where)  # of those that have other names in the file
     model.load_state_dict(state_dict)
     if keep is not None:
         set_keep_mask(model, keep)
+
+
+def _check_dtypes(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights in integers or 8 bits: they are quantised, and mean nothing without what belongs to them."""
+    expected = model.state_dict()
+    names = [
+        name
+        for name, value in state_dict.items()
+        if value.dtype not in _FLOATS and name in expected and expected[name].is_floating_point()
+    ]
+    if names:
+        kind = str(state_dict[names[0]].dtype).removeprefix("torch.")
+        raise VitcodError(
+            f"{where} has {_some(names)} in {kind}; weights are read in float32, float16, bfloat16 or "
+            "float64 only: give the checkpoint from before it was quantised or cast."
+        )
 
 
 def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: str) -> Tensor | None:
@@ -152,7 +174,7 @@ def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: st
     masks = [state_dict.pop(key) for key in keys]
     expected = attention_shape(model)[1:]
     wrong = next((m for m in masks if m.dtype != torch.bool or m.shape != expected), None)
-    if wrong is not None and wrong.shape[-1:] != expected[-1:]:
+    if wrong is not None and wrong.ndim and wrong.shape[-1:] != expected[-1:]:
         raise VitcodError(
             f"{where} holds a mask for {wrong.shape[-1]} tokens, and {model_config(model).model} of this size has "
             f"{expected[-1]}; a sparse model keeps its image size: make a mask for the other size from the "
@@ -190,7 +212,16 @@ def _resampled(
     """Names and sizes as the model has them, through timm's own checkpoint filter."""
     try:
         filtered: dict[str, Tensor] = checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
-    except (RuntimeError, ValueError, AssertionError, KeyError, AttributeError, IndexError) as error:
+    # timm's filter takes names for granted, and what they stand for.
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         _check_fit(model, state_dict, where)  # most often the names say it better
         raise VitcodError(f"{_misfit(model, state_dict, where)}: {first_line(error)}.") from error
     changed = [
@@ -225,4 +256,4 @@ def _misfit(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: s
 
 
 def _some(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return ", ".join(name[:100] for name in names[:limit]) + (", ..." if len(names) > limit else "")

@@ -10,7 +10,7 @@ from vitcod_cli.artifacts.architecture import architecture_in_words, class_count
 from vitcod_cli.artifacts.checkpoint import Checkpoint
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import default_img_size
+from vitcod_cli.model.build import check_known, default_img_size, is_known_model
 from vitcod_cli.model.settings import ModelSettings
 
 
@@ -34,13 +34,14 @@ def resolve_config(
     config = None if checkpoint is None else checkpoint.config
     own = like if config is None else config
     name = settings.model or (own.model if own else None)
-    if name is None or (settings.model is None and not timm.is_model(name)):
+    if name is None or (settings.model is None and not is_known_model(name)):
         raise VitcodError(_no_name(checkpoint, name, flag))
+    check_known(name)
     kwargs = settings.kwargs()
     classes = _one("--num-classes", settings.num_classes, kwargs.pop("num_classes", None))
     size = _one("--img-size", settings.img_size, kwargs.pop("img_size", None))
     # A name that timm doesn't know ("custom") still goes with the shape that its checkpoint has.
-    if own is not None and (name == own.model or not timm.is_model(own.model)):
+    if own is not None and (name == own.model or not is_known_model(own.model)):
         kwargs = {**own.model_kwargs, **kwargs}
         size = own.img_size if size is None else size
     if classes is None and checkpoint is not None:
@@ -62,7 +63,7 @@ def _no_name(checkpoint: Checkpoint | None, name: str | None, flag: str) -> str:
     says = (
         "doesn't say which model it holds"
         if name is None
-        else f"calls its model {name!r}, which timm doesn't know"
+        else f"calls its model {name[:100]!r}, which timm doesn't know"
     )
     architecture = architecture_in_words(checkpoint.state_dict)
     return f"{flag} {checkpoint.source} {says} ({architecture}); name the model with --model."

@@ -6,6 +6,7 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
+from vitcod_cli.artifacts.model_arguments import check_model_kwargs
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, required, setting
 
@@ -81,7 +82,7 @@ class ModelSettings(Settings, panel="Model"):
         """``model_kwargs`` as a dictionary; values are Python literals, or strings where they are none.
 
         Raises:
-            VitcodError: for an entry without ``=`` or a key given twice.
+            VitcodError: for an entry without ``=``, a key given twice, or what is no argument of the architecture.
         """
         values: dict[str, Any] = {}
         for entry in self.model_kwargs:
@@ -92,11 +93,12 @@ class ModelSettings(Settings, panel="Model"):
             if key in values:
                 raise VitcodError(f"--model-kwargs names {key} twice; give it once.")
             values[key] = _literal(text.strip())
+        check_model_kwargs(values, "--model-kwargs")
         return values
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return text

@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitcod_cli.artifacts.files import first_line, sha256_of
+from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages, calibration_images
@@ -23,7 +23,8 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import world_size
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.build import model_config
+from vitcod_cli.model.build import is_known_model, model_config
+from vitcod_cli.model.hub import pretrained_model
 from vitcod_cli.model.layers import clear_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -120,12 +121,9 @@ def load_teacher(recipe: Recipe, model: VisionTransformer, reporter: Reporter) -
 
 def _pretrained(name: str, flag: str) -> nn.Module | None:
     """Any model that timm has, by its name; None when ``name`` is a file or an address."""
-    if Path(name).exists() or not timm.is_model(name):
+    if os.path.exists(name) or not is_known_model(name):
         return None
-    try:
-        return timm.create_model(name, pretrained=True)
-    except Exception as error:  # the hub's client has error types of its own, and timm passes them on
-        raise VitcodError(f"{flag} {name}: its pretrained weights can't be had ({first_line(error)}).") from error
+    return pretrained_model(name, f"{flag} {name}")
 
 
 def open_run(
