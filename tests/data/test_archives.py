@@ -373,19 +373,18 @@ def test_a_label_beyond_the_classes(tmp_path: Path) -> None:
     [
         ("x-{0..999999999}.tar", "more than 100,000 shards"),
         ("x-{0..99999}{0..9}.tar", "more than 100,000 shards"),
-        ("{" * 3000 + "0..1" + "}" * 3000 + ".tar", "shards|pattern"),
+        ("{" * 2000 + "0..1" + "}" * 2000 + ".tar", "shards|pattern"),
         ("x-{0..1}.tar|many", r"number of images, such as x-\{0\.\.1\}\.tar\|50000"),
         ("x-{0..1}.tar|0", "number of images"),
         ("x-{0..1}.tar|-5", "number of images"),
         ("x-{0..1}.tar|1e4", "number of images"),
         ("x-{0..1}.tar|٣", "number of images"),
-        ("x-{0..1}.tar|" + "9" * 5000, "number of images"),
+        ("x-{0..1}.tar|" + "9" * 4000, "number of images"),
         ("x-{0..3}.tar", r"2 of the 4 shards .* are no files in .* \(x-2\.tar, x-3\.tar\)"),
         ("pipe:touch hacked.tar", "1 of the 1 shards"),
         ("http://localhost:1/x.tar", "1 of the 1 shards"),
         ("/dev/zero::x-0.tar", "1 of the 2 shards"),
         ("validation", "is no split of the shards"),
-        ("", "is no split of the shards"),
     ],
 )
 def test_patterns_are_checked_at_the_start(
