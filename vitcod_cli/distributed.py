@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -225,8 +225,8 @@ def _one_report() -> Iterator[None]:
     global _reports  # noqa: PLW0603
     try:
         yield
-    except VitcodError:
-        _reports = _is_first()
+    except VitcodError as error:
+        _reports = not isinstance(error, _ErrorOfMain) and _is_first()
         raise
     except RuntimeError as error:
         if not _means_lost_process(error):
@@ -262,13 +262,59 @@ def _is_first() -> bool:
 def restarted() -> bool:
     """Whether torchrun (``--max-restarts``) or SLURM (requeue) has started this very run again.
 
-    Such a run goes on from its saved state, though its command line doesn't say ``--resume``.
+    Such a run goes on from its saved state, though its command line doesn't say ``--resume``. Which state
+    is its own, :func:`is_restart_of` tells.
     """
-    if _attempt > 1:
-        return True
+    return bool(_restarted_by())
+
+
+def is_restart_of(saved: object) -> bool:
+    """Whether the launch that ``saved`` names (:func:`launches`, from a file) has been restarted as this one.
+
+    Args:
+        saved: anything that JSON may hold.
+    """
+    own = launches()
+    return isinstance(saved, dict) and any(
+        name in own and saved.get(name) == own[name] for name in _restarted_by()
+    )
+
+
+def _restarted_by() -> list[str]:
     # torchrun counts for each machine on its own, but is right before the processes have met.
-    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return any(count.isdecimal() and int(count) > 0 for count in counts)
+    counts = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "slurm": "SLURM_RESTART_COUNT"}
+    launchers = [
+        name for name, variable in counts.items() if re.fullmatch(r"0*[1-9]\d*", os.environ.get(variable, ""))
+    ]
+    return ["torchrun", *launchers] if _attempt > 1 else launchers
+
+
+def launches() -> dict[str, str]:
+    """What tells this launch from all others, by the launcher that may restart it: ``torchrun``, ``slurm``.
+
+    A restart has the same, and so can find out whether a saved state is of the run that it restarts.
+    """
+    names = {}
+    if "SLURM_JOB_ID" in os.environ:
+        parts = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
+        names["slurm"] = "/".join(os.environ.get(name, "") for name in parts)
+    torchrun = _torchrun_launch()
+    if torchrun is not None:
+        names["torchrun"] = torchrun
+    return names
+
+
+def _torchrun_launch() -> str | None:
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
+        return None
+    store = _agent_store()
+    try:
+        if store is not None:  # lives as long as the launch; the id may be the same for all ("none")
+            return str(store.compare_set("vitcod/launch", "", os.urandom(16).hex()).decode())
+    except RuntimeError:
+        pass
+    return None if run_id in ("", "none") else run_id
 
 
 def is_distributed() -> bool:
@@ -323,21 +369,33 @@ def first_to_report() -> bool:
     """
     if _reports is not None:
         return _reports
-    if world_size() > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if world_size() > 1:
         return _is_first_before_meeting()
     return is_main()
 
 
 def _is_first_before_meeting() -> bool:
     """As :func:`_is_first`, for an error before the process group: torchrun's store is there already."""
+    store = _agent_store()
+    try:
+        if store is not None:
+            return bool(store.add(f"vitcod/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1)
+    except RuntimeError:
+        pass
+    return is_main()
+
+
+def _agent_store() -> Any:
+    """The store that torchrun keeps for its processes as long as it lives itself, None where there is none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, world_size(), is_master=False, timeout=timedelta(seconds=10))
-        return bool(store.add(f"vitcod/errors/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1)
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False)
     except (RuntimeError, KeyError, ValueError):
-        return is_main()
+        return None
 
 
 def from_main(value: T) -> T:
@@ -349,3 +407,26 @@ def from_main(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values, src=0)
     return cast(T, values[0])
+
+
+class _ErrorOfMain(VitcodError):  # noqa: N818
+    """An error that rank 0 tells."""
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """``work()`` of rank 0, on every process; all raise the VitcodError that it raises."""
+    result: T | None = None
+    problem: VitcodError | None = None
+    if is_main():
+        try:
+            result = work()
+        except VitcodError as error:
+            problem = error
+    if not is_distributed():
+        if problem is not None:
+            raise problem
+        return cast(T, result)
+    result, message = from_main((result, None if problem is None else str(problem)))
+    if message is not None:
+        raise problem or _ErrorOfMain(message)
+    return cast(T, result)

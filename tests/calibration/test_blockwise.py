@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.calibration import blockwise
-from vitcod_cli.calibration.blockwise import calibrate, checked_teacher, fitted_parameters, learning_rate_factor
+from vitcod_cli.calibration import block_fit
+from vitcod_cli.calibration.block_fit import fitted_parameters, learning_rate_factor
+from vitcod_cli.calibration.blockwise import calibrate
+from vitcod_cli.calibration.checks import checked_teacher
 from vitcod_cli.calibration.objective import PREFIX_SHARE, OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
@@ -23,6 +26,7 @@ from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import attention_shape, attentions, keep_mask, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
+from vitcod_cli.signals import StopRequest
 
 CPU = torch.device("cpu")
 RUNTIME = Runtime(RuntimeSettings(), CPU, torch.float32)
@@ -51,7 +55,7 @@ def teacher_and_student(config: ModelConfig) -> tuple[VisionTransformer, VisionT
     return teacher, student
 
 
-def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[blockwise.BlockReport]:
+def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[block_fit.BlockReport]:
     chosen = CalibrationSettings(**{"calibrate_steps": 30, "calibrate_batch_size": 8, **settings})  # type: ignore[arg-type]
     return calibrate(
         student, teacher, calibration_images(), chosen, scope="block", runtime=RUNTIME, reporter=SilentReporter()
@@ -86,25 +90,34 @@ def test_the_same_seed_gives_the_same_weights(tiny_config: ModelConfig) -> None:
 
 def test_a_student_that_is_right_already_stays_as_it_is(tiny_config: ModelConfig) -> None:
     teacher, _ = teacher_and_student(tiny_config)
-    student = copy.deepcopy(teacher)
-    reports = run(teacher, student, calibrate_steps=5)
-    assert all(report.after == report.before for report in reports)
-    assert all(torch.equal(p, q) for p, q in zip(teacher.parameters(), student.parameters(), strict=True))
-
-
-def test_a_block_that_diverges_keeps_its_best_state_and_is_named(tiny_config: ModelConfig) -> None:
-    teacher, student = teacher_and_student(tiny_config)
-    before = copy.deepcopy(student.state_dict())
-    reporter = SilentReporter()
-    settings = CalibrationSettings(calibrate_steps=40, calibrate_batch_size=8, calibrate_lr=1e30)
+    student, reporter = copy.deepcopy(teacher), SilentReporter()
+    settings = CalibrationSettings(calibrate_steps=5, calibrate_batch_size=8)
     reports = calibrate(
         student, teacher, calibration_images(), settings, scope="block", runtime=RUNTIME, reporter=reporter
     )
-    assert all(report.after <= report.before for report in reports)
-    assert all(value.isfinite().all() for value in student.state_dict().values())
+    assert all(report.after == report.before for report in reports)
+    assert all(torch.equal(p, q) for p, q in zip(teacher.parameters(), student.parameters(), strict=True))
+    assert reporter.warnings == [], "there was nothing to gain"
+
+
+@pytest.mark.parametrize(
+    ("rate", "how"), [(3.0, "diverged to an error of"), (1e9, "diverged at calibration step")]
+)
+def test_a_block_that_diverges_keeps_its_best_state_and_is_named(
+    tiny_config: ModelConfig, rate: float, how: str
+) -> None:
+    teacher, student = teacher_and_student(tiny_config)
+    before = copy.deepcopy(student.state_dict())
+    reporter = SilentReporter()
+    settings = CalibrationSettings(calibrate_steps=40, calibrate_batch_size=8, calibrate_lr=rate)
+    reports = calibrate(
+        student, teacher, calibration_images(), settings, scope="block", runtime=RUNTIME, reporter=reporter
+    )
+    assert all(report.after == report.before for report in reports)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    assert reporter.warnings
-    assert "Block 1: diverged" in reporter.warnings[0]
+    assert len(reporter.warnings) == 3
+    assert reporter.warnings[0].startswith(f"Block 1: {how}")
+    assert reporter.warnings[-1].startswith("Calibration made no block better on held-out images")
 
 
 def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(tiny_config: ModelConfig) -> None:
@@ -113,9 +126,11 @@ def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(tiny_
     assert teacher.pretrained_cfg["mean"] == teacher.pretrained_cfg["std"] == (0.5, 0.5, 0.5)
     seen: dict[str, torch.Tensor] = {}
     for name, model in (("student", student), ("teacher", teacher)):
-        model.patch_embed.register_forward_pre_hook(
-            lambda _, arguments, name=name: seen.setdefault(name, arguments[0])
-        )
+
+        def look(_: nn.Module, arguments: tuple[torch.Tensor], name: str = name) -> None:
+            seen.setdefault(name, arguments[0])
+
+        model.patch_embed.register_forward_pre_hook(look)
     run(teacher, student, calibrate_steps=1)
     mean, std = (torch.tensor(student.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     torch.testing.assert_close(seen["teacher"], (seen["student"] * std + mean - 0.5) / 0.5)
@@ -139,6 +154,16 @@ def test_attention_scope_leaves_the_rest_of_the_block_alone(tiny_config: ModelCo
     names = {name for name, parameter in student.blocks[0].named_parameters() if id(parameter) in fitted}
     pairs = [f"{kind}_{letter}" for kind in ("encoder", "decoder") for letter in "qk"]
     assert names == {f"attn.{module}.{part}" for module in ("qkv", *pairs) for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_no_gradient_is_left_for_the_first_training_step(tiny_config: ModelConfig, scope: Any) -> None:
+    teacher, student = teacher_and_student(tiny_config)
+    settings = CalibrationSettings(calibrate_steps=2, calibrate_batch_size=8)
+    calibrate(
+        student, teacher, calibration_images(), settings, scope=scope, runtime=RUNTIME, reporter=SilentReporter()
+    )
+    assert [name for name, parameter in student.named_parameters() if parameter.grad is not None] == []
 
 
 def test_prefix_tokens_have_their_share_of_the_loss() -> None:
@@ -181,7 +206,7 @@ def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> No
     tokens = torch.zeros(3 * 16, 17, 24)
     block = build_model(tiny_config).blocks[0]
     loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1)
-    fit = blockwise.BlockFit(
+    fit = block_fit.BlockFit(
         block=block,
         parameters=list(block.parameters()),
         loss=loss,
@@ -190,6 +215,7 @@ def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> No
         crops=3,
         settings=CalibrationSettings(),
         runtime=RUNTIME,
+        stop=StopRequest(),
     )
     assert fit.held.tolist() == [1, 9]
     assert {index % 16 for index in fit.fitted.tolist()}.isdisjoint({1, 9})

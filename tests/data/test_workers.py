@@ -125,14 +125,14 @@ sys.path.insert(0, sys.argv[1])
 from pictures import CPU, MEDIUM, Numbered
 from vitcod_cli.data.loaders import eval_loader
 
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: print(signal.Signals(number).name, flush=True))
 loader = eval_loader(Numbered(60), MEDIUM, batch_size=2, workers=2, device=CPU)
 count = 0
 for step, (images, targets) in enumerate(loader):
     if step == 3:
-        words = ["sh", "-c", f"kill -INT -{os.getpgid(0)}; kill -TERM -{os.getpgid(0)}"]
-        subprocess.run(words, start_new_session=True)
+        kills = "; ".join(f"kill -{name} -{os.getpgid(0)}" for name in ("INT", "TERM", "USR1"))
+        subprocess.run(["sh", "-c", kills], start_new_session=True)
     count += len(targets)
 print(count, flush=True)
 for batch in loader:
@@ -153,7 +153,7 @@ def test_signals_to_the_whole_job_leave_the_step_to_the_main_process() -> None:
         env={**os.environ, "PYTHONPATH": str(here.parents[1])},
     )
     *signals, count = done.stdout.split()
-    assert (set(signals), count) == ({"SIGINT", "SIGTERM"}, "60")  # they come together, in any order
+    assert (set(signals), count) == ({"SIGINT", "SIGTERM", "SIGUSR1"}, "60")  # they come together, in any order
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert "in the middle of a pass" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.initialise import add_auto_encoders, initialise
 from vitcod_cli.lowrank.moments import collect_moments
 from vitcod_cli.lowrank.settings import LowRankSettings
@@ -137,3 +139,58 @@ def test_key_moments_are_blind_to_a_constant_in_all_keys(tiny_config: ModelConfi
         kernel(heads, None)
         sums.append(kernel.moments.key)
     assert torch.allclose(sums[0], sums[1], atol=1e-3)
+
+
+# -- images and weights that tell nothing, or nonsense -----------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["aligned", "pca"])
+@pytest.mark.parametrize("svd_type", ["mix_head_fc_qk", "mix_head_fc_q", "mix_head_fc_k"])
+def test_one_image_without_contrast_is_enough(tiny_config: ModelConfig, init: str, svd_type: str) -> None:
+    """The moments are singular then."""
+    model = lively_model(tiny_config)
+    with torch.no_grad():
+        model.pos_embed.zero_()  # all tokens but the class token are the same
+    moments = collect_moments(model, [torch.zeros(1, 3, 32, 32)], num_prefix_tokens=1)
+    settings = LowRankSettings(init=init, svd_type=svd_type)  # type: ignore[arg-type]
+    add_auto_encoders(model, settings)
+    reports = initialise(model, moments, settings)
+    assert all(math.isfinite(report.kept_energy) for report in reports)
+    assert model(images(2)).isfinite().all()
+
+
+@pytest.mark.parametrize("broken", ["images", "weights"])
+def test_moments_that_are_not_finite_are_one_sentence(tiny_config: ModelConfig, broken: str) -> None:
+    model, batch = lively_model(tiny_config), images(2)
+    if broken == "images":
+        batch[0, 0, 0, 0] = torch.inf
+        block = 1
+    else:
+        torch.nn.init.constant_(model.blocks[0].mlp.fc2.weight, 3e38)
+        block = 2
+    with pytest.raises(VitcodError, match=f"The tokens that enter block {block} are not finite"):
+        collect_moments(model, [batch], num_prefix_tokens=1)
+
+
+def test_a_decomposition_that_fails_is_one_sentence(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively_model(tiny_config)
+    moments = collect_moments(model, [images(2)], num_prefix_tokens=1)
+    add_auto_encoders(model, LowRankSettings())
+
+    def fail(*_: object) -> None:
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge.")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    with pytest.raises(VitcodError, match=r"block 1 can't be fitted \(linalg.eigh: .*converge\);"):
+        initialise(model, moments, LowRankSettings())
+
+
+def test_weights_that_become_infinite_are_one_sentence(tiny_config: ModelConfig) -> None:
+    model = lively_model(tiny_config)
+    moments = collect_moments(model, [images(2)], num_prefix_tokens=1)
+    add_auto_encoders(model, LowRankSettings())
+    moments[1].heads["q"] = moments[1].heads["q"] * 1e200
+    with pytest.raises(VitcodError, match="auto-encoders of block 2 can't be fitted"):
+        initialise(model, moments, LowRankSettings(init="pca"))

@@ -31,6 +31,7 @@ from vitcod_cli.steps.lowrank import finetune_lowrank
 from vitcod_cli.steps.options import DenseOptions, LowRankOptions, SparseOptions
 from vitcod_cli.steps.sparse import finetune_sparse
 from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
+from vitcod_cli.training.trainer import Training
 
 QUICK: dict[str, Any] = {"calibrate_steps": 1, "calibrate_images": 6, "calibrate_crops": 1}
 
@@ -44,6 +45,12 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[nn.Module]]:
     """The models that calibration has for a teacher; training isn't begun."""
     seen: list[weakref.ref[nn.Module]] = []
 
+    def run(*_: object) -> None:
+        gc.collect()
+        assert seen, "calibration comes first"
+        assert [reference() for reference in seen] == [None] * len(seen), "a second model is still in memory"
+        raise TrainingBeginsError
+
     for step in (vitcod_cli.steps.lowrank, vitcod_cli.steps.sparse):
         calibrate = step.calibrate
 
@@ -53,14 +60,8 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[nn.Module]]:
             seen.append(weakref.ref(teacher))
             return calibrate(student, teacher, *rest, **more)
 
-        def fit(*_: object, **__: object) -> None:
-            gc.collect()
-            assert seen, "calibration comes first"
-            assert [reference() for reference in seen] == [None] * len(seen), "a second model is still in memory"
-            raise TrainingBeginsError
-
         monkeypatch.setattr(step, "calibrate", watched)
-        monkeypatch.setattr(step, "fit", fit)
+    monkeypatch.setattr(Training, "run", run)
     return seen
 
 

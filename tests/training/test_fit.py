@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +19,8 @@ from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import build_model, plain_model
 from vitcod_cli.model.layers import attentions, set_keep_mask
 from vitcod_cli.reporting import SilentReporter
-from vitcod_cli.training.run_state import Position, RunState, StateFile
+from vitcod_cli.training.position import Position
+from vitcod_cli.training.run_state import RunState, StateFile
 
 # Learnt to 100 % in an epoch or two.
 EASY: dict[str, Any] = {"epochs": 3, "lr": 2.0, "drop_path": 0.0, "augmentation": NO_CHANCE, "train_images": 80}
@@ -175,12 +177,16 @@ def test_another_batch_size_goes_on_from_the_start_of_the_epoch(tmp_path: Path) 
 
 
 def test_a_restarted_run_goes_on_without_being_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     with pytest.raises(Interrupted):
         train(tmp_path / "run", epochs=2, reporter=Saboteur(signal.SIGTERM, 7))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     reporter = Telling()
     train(tmp_path / "run", epochs=2, resume=False, reporter=reporter)
     assert reporter.infos[0].startswith("Going on from step 2 of epoch 2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
+    with pytest.raises(VitcodError, match="not empty"):
+        train(tmp_path / "run", epochs=2)
 
 
 def test_save_every_step_and_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +266,7 @@ def test_averaged_weights_are_saved_when_they_are_better(tmp_path: Path, skilled
     assert all(torch.equal(best[name], state[f"ema/{name}"]) for name in best)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
 def test_average_is_updated_every_step(tmp_path: Path, decay: float) -> None:
     """After two steps: d^2 w0 + d (1 - d) w1 + (1 - d) w2."""
     seen = []
@@ -296,6 +302,8 @@ def test_mask_stays_and_is_saved(tmp_path: Path) -> None:
     [
         ({"batch_size": 7}, ["--batch-size 7", "--mixup 0"]),
         ({"accumulate_steps": 9}, ["--accumulate-steps 9"]),
+        ({"opt": "adamww"}, ["--opt adamww", "did you mean"]),
+        ({"teacher": nn.Linear(3, 5), "distill_from": "small.pth"}, ["--distill-from small.pth fails", "3x16x16"]),
         ({"config": {"num_classes": 3}}, ["5 classes", "--num-classes 5"]),
         ({"teacher": build_model(tiny_config(num_classes=6))}, ["teacher has 6 classes"]),
     ],
@@ -305,6 +313,65 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, options: dict[str,
         train(tmp_path / "run", **options)
     for word in words:
         assert word in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+# -- disks that fill ---------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_at_any_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Config, state, the state between epochs, checkpoints: each in its turn."""
+    options: dict[str, Any] = {"epochs": 2, "save_every": 0, "train_images": 16}
+    train(tmp_path / "whole", **options)
+    messages = []
+    for number in range(100):
+        calls = []
+
+        def fsync(descriptor: int, calls: list[int] = calls, number: int = number) -> None:
+            calls.append(descriptor)
+            if len(calls) == number + 1:
+                raise OSError(28, "No space left on device")
+
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            try:
+                train(folder, **options)
+            except VitcodError as error:
+                messages.append(str(error))
+        if len(calls) <= number:
+            break
+        train(folder, resume=True, **options)
+        assert_same(tmp_path / "whole", folder)
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".") or "lock" in path.name]
+    assert len(messages) > 12
+    assert all(message.startswith(f"The disk is full: {tmp_path}") for message in messages)
+
+
+def test_metrics_that_cannot_be_written_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(path: Path, line: bytes) -> None:
+        path.write_bytes(line[:7])
+        raise OSError(28, "No space left on device")
+
+    train(tmp_path / "whole", epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitcod_cli.artifacts.metrics_file.append", append)
+        with pytest.raises(VitcodError, match=r"Can't write .*metrics\.jsonl \(No space left on device\)"):
+            train(tmp_path / "run", epochs=2)
+    train(tmp_path / "run", epochs=2, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_folder_that_was_removed_ends_the_run(tmp_path: Path) -> None:
+    class Remover(SilentReporter):
+        def progress(self, description: str, total: float | None, unit: str = "images") -> Any:
+            if description == "epoch 2/3":
+                shutil.rmtree(tmp_path / "run")
+            return super().progress(description, total, unit)
+
+    with pytest.raises(VitcodError, match="was removed while the run went on"):
+        train(tmp_path / "run", epochs=3, reporter=Remover())
+    assert not (tmp_path / "run").exists()
 
 
 # -- losses that aren't finite ----------------------------------------------------------------
@@ -373,7 +440,7 @@ def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(
     assert teacher.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
     seen = inputs_of(teacher)
     train(tmp_path / "run", teacher=teacher, distill_from="x", epochs=1, augmentation=NO_CHANCE, model_ema=False)
-    pixels = (torch.cat(seen) * 0.5 + 0.5) * 255
+    pixels = (torch.cat(seen[1:]) * 0.5 + 0.5) * 255
     torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-3)
     data = Colours(40, seed=1)
     expected = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in data.images]).float()
@@ -385,8 +452,8 @@ def test_a_teacher_of_the_same_normalisation_sees_the_very_images_of_the_student
     student, teacher = (build_model(tiny_config()) for _ in range(2))
     seen, expected = inputs_of(teacher), inputs_of(student)
     train(tmp_path / "run", model=student, teacher=teacher, distill_from="x", epochs=1, model_ema=False)
-    assert len(seen) == 5
-    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=False))
+    assert len(seen) == 6, "one more, to see whether it takes them"
+    assert all(torch.equal(one, other) for one, other in zip(seen[1:], expected, strict=False))
 
 
 def test_a_distilled_model_trains_both_heads(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from runs import assert_same, figures, metrics
 from tiny import NO_CHANCE
 from zygote import ROOT, Process, Zygote
 
+from vitcod_cli.artifacts.run_lock import LOCK
 from vitcod_cli.training.run_state import StateFile
 
 LONG = {"epochs": 500}
@@ -112,6 +114,47 @@ def test_reading_workers_change_nothing(zygote: Zygote, tmp_path: Path) -> None:
     assert_same(tmp_path / "without", tmp_path / "with")
 
 
+def test_one_of_two_that_start_together_runs(zygote: Zygote, tmp_path: Path) -> None:
+    processes = [zygote.start(tmp_path / "run", epochs=2, resume=True) for _ in range(4)]
+    codes = wait_all(processes)
+    assert sorted(codes)[0] == 0, said(processes)
+    for process, code in zip(processes, codes, strict=True):
+        text = process.log.read_text()
+        assert "Traceback" not in text
+        if code:
+            assert text.count("Error:") == 1
+            assert "is in use by another run (process" in text
+    zygote.run(tmp_path / "whole", epochs=2)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_second_run_is_refused_and_a_killed_one_forgotten(zygote: Zygote, tmp_path: Path) -> None:
+    first = zygote.start(tmp_path / "run", **LONG)
+    first.wait_for("Epoch 1")
+    second = zygote.start(tmp_path / "run", epochs=2, resume=True)
+    assert second.wait() == 1
+    assert f"in use by another run (process {first.pid}, since" in second.log.read_text()
+    first.kill()
+    third = zygote.run(tmp_path / "run", epochs=2, resume=True)  # the killed process isn't even waited for
+    assert f"(process {first.pid}, since" in third.log.read_text()
+    assert "has ended without a word" in third.log.read_text()
+    assert first.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_run_that_lost_its_folder_stops(zygote: Zygote, tmp_path: Path) -> None:
+    """Stopped for so long that another machine took it for dead: it wakes up, and must not write."""
+    process = zygote.start(tmp_path / "run", **LONG)
+    process.wait_for("Epoch 1")
+    lock = tmp_path / "run" / LOCK
+    holder = json.loads(lock.read_text())
+    (tmp_path / "other").write_text(json.dumps({**holder, "token": "0" * 32, "host": "far"}))
+    os.replace(tmp_path / "other", lock)
+    assert process.wait() == 1
+    assert process.log.read_text().count("Another run has taken over --output-dir") == 1
+    assert lock.exists()
+
+
 # -- several processes ------------------------------------------------------------------------
 
 
@@ -167,8 +210,19 @@ def test_an_error_of_one_process_is_told_once_with_its_images(zygote: Zygote, tm
     assert StateFile(tmp_path / "run" / "state.safetensors").position().updates == 2
 
 
-def torchrun(folder: Path, *arguments: str, options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+def test_a_refusal_is_told_once(zygote: Zygote, tmp_path: Path) -> None:
+    """By rank 0, which alone looks; the others end with it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    processes = start_group(zygote, tmp_path / "run", batch_size=4)
+    assert wait_all(processes) == [1, 1]
+    assert said(processes).count("Error:") == 1
+    assert "is not empty" in processes[0].log.read_text()
+
+
+def torchrun(folder: Path, *arguments: str, options: str, size: int = 2) -> subprocess.Popen[str]:
+    how = arguments if "--master-port" in arguments else ("--standalone", *arguments)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", *how]
     return subprocess.Popen(
         [*command, str(Path(__file__).with_name("tiny.py")), str(folder), options],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -177,14 +231,25 @@ def torchrun(folder: Path, *arguments: str, options: str) -> subprocess.Popen[st
     )
 
 
-def test_torchrun_restarts_a_run_that_lost_a_process(zygote: Zygote, tmp_path: Path) -> None:
-    options = '{"batch_size": 4, "save_every": 0, "mishap": {"kind": "kill", "step": 7, "rank": 1}}'
-    process = torchrun(tmp_path / "run", "--max-restarts=1", options=options)
+@pytest.mark.parametrize(
+    ("size", "lost"),
+    [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(1, 0, marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("standalone", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_torchrun_restarts_a_run_that_lost_a_process(
+    zygote: Zygote, tmp_path: Path, size: int, lost: int, standalone: bool
+) -> None:
+    """Also the one that holds the lock; and where all of torchrun's runs have the same id, "none"."""
+    options = {"batch_size": 8 // size, "save_every": 0, "mishap": {"kind": "kill", "step": 7, "rank": lost}}
+    how = ["--max-restarts=1", *([] if standalone else ["--master-port", str(free_port())])]
+    process = torchrun(tmp_path / "run", *how, options=json.dumps(options), size=size)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "Going on from step 1 of epoch 2" in errors
-    run_group(zygote, tmp_path / "whole", batch_size=4)
+    run_group(zygote, tmp_path / "whole", batch_size=8 // size, size=size)
     assert_same(tmp_path / "whole", tmp_path / "run")
+    launches = StateFile(tmp_path / "run" / "state.safetensors").info()["launches"]
+    assert len(launches["torchrun"]) == 32
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from vitcod_cli.reporting import Reporter, SilentReporter
 from vitcod_cli.runtime import RuntimeSettings, start
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.trainer import FitResult, fit
+from vitcod_cli.training.trainer import FitResult, prepare
 
 RECIPE = {"epochs": 2, "batch_size": 8, "lr": 0.05, "warmup_epochs": 0, "cooldown_epochs": 0, "drop_path": 0.1}
 NO_CHANCE = {"no_aug": True, "repeated_aug": False, "smoothing": 0.0}
@@ -125,16 +125,9 @@ def train(
         )
         if mishap is not None:
             model.head_drop = Mishap(**mishap)
-        result = fit(
-            model,
-            images,
-            options,
-            run=RunDirectory.open(options.output, reporter),
-            provenance={},
-            runtime=running,
-            reporter=reporter,
-            teacher=teacher,
-        )
+        training = prepare(model, images, options, runtime=running, reporter=reporter, teacher=teacher)
+        with RunDirectory.open(options.output, reporter) as run:
+            result = training.run(run)
     return result, model
 
 

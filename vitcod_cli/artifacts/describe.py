@@ -13,12 +13,14 @@ CHECKPOINT = "checkpoint"
 ATTENTION_MAP = "attention-map"
 MASK = "mask"
 RUN_STATE = "run-state"
+CALIBRATION = "calibration"
 
 _HINTS = {
     CHECKPOINT: "give it as --checkpoint or --init-from",
     ATTENTION_MAP: "give it as --attn-map",
     MASK: "give it as --mask",
     RUN_STATE: "the weights are in best.safetensors and last.safetensors beside it",
+    CALIBRATION: "go on with its run with --resume: the weights are in last.safetensors at its end",
 }
 _PROGRAM = "an exported program; give the checkpoint that it was made from"
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
@@ -49,7 +51,7 @@ class Description(NamedTuple):
     Attributes:
         text: for people, with the option to give such a file by.
         container: how it is stored.
-        kind: ``checkpoint``, ``attention-map``, ``mask``, ``run-state`` or None for anything else.
+        kind: ``checkpoint``, ``attention-map``, ``mask``, ``run-state``, ``calibration``, or None.
         own: whether vitcod wrote it.
     """
 

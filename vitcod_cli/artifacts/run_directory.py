@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitcod_cli.artifacts import metrics_file
 from vitcod_cli.artifacts.files import atomic_path, remove_leftovers
-from vitcod_cli.distributed import from_main, is_main, restarted
+from vitcod_cli.artifacts.run_files import (
+    BEST,
+    CALIBRATION,
+    CONFIG,
+    LAST,
+    METRICS,
+    STATE,
+    check_files,
+    check_replaceable,
+    is_filled,
+    remove_file,
+    remove_run,
+)
+from vitcod_cli.artifacts.run_lock import RunLock
+from vitcod_cli.artifacts.safetensors_file import open_safetensors
+from vitcod_cli.distributed import is_main, is_restart_of, launches, on_main, restarted
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.settings import Settings, required, setting
-
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
-LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
-BOUNDARY = "epoch.safetensors"
-"""The last state between two epochs, while the newest one lies inside an epoch."""
-CALIBRATION = "calibration.safetensors"
-"""The finished blocks of a calibration, until there is a state."""
-_OF_A_RUN = (CONFIG, METRICS, LAST, BEST, STATE, BOUNDARY, CALIBRATION, "wandb-id.txt", "tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,63 +45,137 @@ class OutputSettings(Settings, panel="Output"):
 
 @dataclass
 class RunDirectory:
-    """An opened run folder. Only the main process may write to it.
+    """An opened run folder, locked against other runs until :meth:`close`. Only the main process writes to it.
 
     What a run has left that this one replaces stays until the first new file is whole: :meth:`begin`.
 
     Attributes:
         resumes: whether the run goes on from the state in the folder, the same in every process. It
             does when there is one and ``--resume`` was given, or torchrun or SLURM has restarted the
-            run. What would be thrown away then (a calibration, say) need not be computed.
+            run that saved it. What would be thrown away then (a calibration, say) need not be computed.
         resumes_calibration: whether it goes on from the calibration in the folder, which ended before
             there was a state.
+        launches: what :func:`~vitcod_cli.distributed.launches` says, on the main process; goes into
+            the metadata of the files that a run can go on from.
+        provenance: how the run's checkpoints are made, JSON values.
     """
 
     path: Path
     resumes: bool = False
     resumes_calibration: bool = False
+    launches: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    _sources: Mapping[str, str | None] = field(default_factory=dict)
+    _lock: RunLock | None = None
+    _made: bool = False
     _begun: bool = False
     _config: dict[str, Any] | None = None
-    _lines: list[dict[str, Any]] = field(default_factory=list)
+    _lines: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def open(cls, settings: OutputSettings, reporter: Reporter) -> RunDirectory:
-        """Make or enter the folder that ``settings`` name; all processes of a run do it together.
+    def open(
+        cls, settings: OutputSettings, reporter: Reporter, sources: Mapping[str, str | None] | None = None
+    ) -> RunDirectory:
+        """Make or enter the folder that ``settings`` name, and lock it; all processes of a run do it together.
 
         A folder that isn't empty is entered with ``resume`` and, with ``overwrite``, emptied of what
         a run writes (other files are left alone) by :meth:`begin`. A run that torchrun or SLURM has
         restarted goes on in its folder whatever ``settings`` say.
 
+        Args:
+            sources: the files that the run reads, by option.
+
         Raises:
-            VitcodError: if the folder can't be made, or it isn't empty and neither
-                ``resume`` nor ``overwrite`` is set.
+            VitcodError: if the folder can't be made or written to, another run is using it, it isn't empty
+                and neither ``resume`` nor ``overwrite`` is set, or a source would be deleted.
         """
-        if settings.resume and settings.overwrite:
-            raise VitcodError("--resume and --overwrite exclude each other: go on with the run, or start afresh.")
-        path = Path(settings.output_dir)
-        if is_main():  # the others would see what it has written meanwhile
-            _enter(path, settings)
-        goes_on = settings.resume or restarted()
-        resumes = from_main(goes_on and (path / STATE).exists())
-        calibration = from_main(goes_on and not resumes and (path / CALIBRATION).exists())
-        if settings.resume and not (resumes or calibration):
-            reporter.info(f"There is no saved state in {path}: starting from the beginning.")
-        return cls(path, resumes, calibration, _begun=resumes or calibration)
+        check_output(settings)
+        run = cls(Path(settings.output_dir), _sources=sources or {})
+        run.resumes, run.resumes_calibration = on_main(lambda: run._enter(settings, reporter))
+        if settings.resume and run._starts:
+            reporter.info(f"There is no saved state in {run.path}: starting from the beginning.")
+        return run
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs in; a folder that was made for nothing goes."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+            if self._made and not self._begun:
+                with suppress(OSError):
+                    self.path.rmdir()
+
+    @property
+    def _starts(self) -> bool:
+        """Whether nothing in the folder is gone on from."""
+        return not (self.resumes or self.resumes_calibration)
+
+    def _enter(self, settings: OutputSettings, reporter: Reporter) -> tuple[bool, bool]:
+        """On the main process: lock the folder, and see what the run can go on from."""
+        self._made = _make(self.path)
+        self._lock = RunLock.acquire(self.path, wait=restarted(), say=reporter.info)
+        try:
+            check_files(self.path)
+            self.launches = launches()
+            saved = [self.path / name for name in (STATE, CALIBRATION)]
+            same = restarted() and any(is_restart_of(_launches_of(path)) for path in saved)
+            _check_filled(self.path, settings, same)
+            remove_leftovers(self.path)
+            resumes, calibration = ((settings.resume or same) and path.is_file() for path in saved)
+            if not (resumes or calibration):
+                check_replaceable(self.path, self._sources)
+            elif not os.access(self.path / METRICS, os.W_OK) and (self.path / METRICS).exists():
+                raise VitcodError(f"{self.path / METRICS} can't be written to; change its permissions.")
+        except BaseException:
+            self.close()
+            raise
+        return resumes, calibration and not resumes
+
+    def start_anew(self) -> None:
+        """Leave out the calibration in the folder: it is replaced like anything else of an earlier run.
+
+        Raises:
+            VitcodError: if a file that the run reads would be deleted.
+        """
+        on_main(lambda: check_replaceable(self.path, self._sources))
+        self.resumes_calibration = False
 
     def begin(self) -> None:
         """Remove what an earlier run has left, and write what this one has held back: config and metrics.
 
-        Called when the first file to go on from is whole, just before it takes its place (``before_replace``
-        of :func:`atomic_path`); further calls do nothing.
+        Called when a new file to go on from is whole, just before it takes its place (``before_replace``
+        of :func:`atomic_path`), and when a saved state has been read. All but the first call only see
+        that the folder is still this run's.
+
+        Raises:
+            VitcodError: if something can't be written (then the earlier run is untouched), or another run
+                has taken the folder over.
         """
-        if self._begun or not is_main():
+        if not is_main():
             return
+        self.check()
+        if self._begun:
+            return
+        with ExitStack() as written:  # before anything goes: the disk may be full
+            if self._config is not None:
+                _write_synced(written.enter_context(atomic_path(self.path / CONFIG)), _yaml(self._config))
+            if self._starts:
+                if self._lines:
+                    metrics = written.enter_context(atomic_path(self.path / METRICS))
+                    _write_synced(metrics, b"".join(self._lines))
+                remove_run(self.path)
         self._begun = True
-        _remove(self.path, *_OF_A_RUN)
-        if self._config is not None:
-            self._write_config(self._config)
-        for line in self._lines:
-            self.log(**line)
+
+    def check(self) -> None:
+        """Raise a VitcodError if the folder is no longer this run's, before it writes there."""
+        if self._lock is not None:
+            self._lock.check()
 
     @property
     def last(self) -> Path:
@@ -116,39 +199,44 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.yaml``, everything the run was started with, as soon as the run has begun."""
-        if not is_main():
-            return
-        if self._begun:
-            self._write_config(config)
-        else:
-            self._config = config
-
-    def _write_config(self, config: dict[str, Any]) -> None:
-        import yaml
-
-        with atomic_path(self.path / CONFIG) as temporary:
-            temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        self._config = config
 
     def log(self, **metrics: Any) -> None:
         """Append one line to ``metrics.jsonl``, in place of half a line that a killed process left.
 
-        Before the run has begun, lines are held back.
+        Before a new run has begun, lines are held back.
         """
         if not is_main():
             return
-        if not self._begun:
-            self._lines.append(metrics)
+        line = metrics_file.line_of(metrics)
+        if self._starts and not self._begun:
+            self._lines.append(line)
             return
+        self.check()
         path = self.path / METRICS
         try:
-            with open(path, "a+b") as file:
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-                file.write(json.dumps(metrics).encode() + b"\n")
+            metrics_file.append(path, line)
         except OSError as error:
             raise VitcodError(
-                f"Can't write {path} ({error.strerror}); free some space and go on with --resume."
+                f"Can't write {path} ({error.strerror}); mend that (free some space, say) and go on with --resume."
             ) from error
+
+    def rewrite_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Replace ``metrics.jsonl`` by ``lines``: what a run that goes on has logged so far.
+
+        Raises:
+            VitcodError: if it can't be written.
+        """
+        if is_main():
+            self.check()
+            with atomic_path(self.path / METRICS) as temporary:
+                temporary.write_bytes(b"".join(map(metrics_file.line_of, lines)))
+
+    def drop_calibration(self) -> None:
+        """Remove the finished part of a calibration: there is a state to go on from."""
+        if is_main():
+            self.check()
+            remove_file(self.calibration)
 
     def keep_epochs(self, epochs: int) -> None:
         """Keep in ``metrics.jsonl`` the lines of the first ``epochs`` epochs; the others are trained again.
@@ -157,44 +245,98 @@ class RunDirectory:
         unfinished goes.
         """
         path = self.path / METRICS
-        if not path.exists():
-            return
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _is_kept(line, epochs)]
-        if kept != lines:
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        try:
+            metrics_file.keep_epochs(path, epochs)
+        except OSError as error:
+            raise VitcodError(f"{path} can't be read ({error.strerror}); move it away.") from error
 
 
-def _enter(path: Path, settings: OutputSettings) -> None:
+def check_output(settings: OutputSettings) -> None:
+    """Refuse at once what :meth:`RunDirectory.open` would refuse later, as far as it can be seen.
+
+    Raises:
+        VitcodError: if the folder can't be used.
+    """
+    if settings.resume and settings.overwrite:
+        raise VitcodError("--resume and --overwrite exclude each other: go on with the run, or start afresh.")
+    path = Path(settings.output_dir)
+
+    def look() -> None:
+        if os.path.lexists(path) and not restarted():
+            _check_filled(path, settings, goes_on=False)
+
+    on_main(look)
+
+
+@contextmanager
+def locked_folder(path: Path, reporter: Reporter) -> Iterator[None]:
+    """Keep other runs out of ``path``, which is made if need be, for the time of the block.
+
+    Raises:
+        VitcodError: if it can't be made or written to, or another run is using it.
+    """
+    if not is_main():
+        yield
+        return
+    _make(path)
+    lock = RunLock.acquire(path, say=reporter.info)
     try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(path: Path) -> bool:
+    """Make the folder; returns whether it is new."""
+    with _folder_errors(path):
+        new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
-        filled = any(path.iterdir())
-    except (FileExistsError, NotADirectoryError) as error:
-        raise VitcodError(f"--output-dir {path} is a file; name a folder.") from error
-    except OSError as error:
-        message = f"--output-dir {path} can't be made or read ({error.strerror}); choose another folder."
-        raise VitcodError(message) from error
-    if filled and not (settings.resume or settings.overwrite or restarted()):
+        return new
+
+
+def _check_filled(path: Path, settings: OutputSettings, goes_on: bool) -> None:
+    with _folder_errors(path):
+        filled = is_filled(path)
+    if filled and not (settings.resume or settings.overwrite or goes_on):
         raise VitcodError(
             f"--output-dir {path} is not empty; go on with the run in it with --resume, start afresh in it "
             "with --overwrite, or name another folder."
         )
-    remove_leftovers(path)
 
 
-def _remove(path: Path, *names: str) -> None:
-    for name in names:
-        leftover = path / name
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-def _is_kept(line: str, epochs: int) -> bool:
+@contextmanager
+def _folder_errors(path: Path) -> Iterator[None]:
     try:
-        metrics = json.loads(line)
-    except ValueError:
-        return False
-    return not isinstance(metrics, dict) or not isinstance(metrics.get("epoch"), int) or metrics["epoch"] <= epochs
+        yield
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        what = "a link that leads nowhere" if path.is_symlink() else "a file"
+        raise VitcodError(f"--output-dir {path} is {what}; name a folder.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"--output-dir {str(path)!r} can't be made or read ({reason}); choose another folder."
+        raise VitcodError(message) from error
+
+
+def _launches_of(path: Path) -> object:
+    """Which launch has saved the state or calibration ``path``; None if there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        with open_safetensors(path, flag="--output-dir") as file:
+            return file.info.get("launches")
+    except VitcodError:  # whoever wants to go on from it will be told
+        return None
+
+
+def _yaml(config: dict[str, Any]) -> bytes:
+    import yaml
+
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    """Write so that a full disk shows here."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

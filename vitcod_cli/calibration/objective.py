@@ -13,6 +13,8 @@ PREFIX_SHARE = 0.3
 """Share of the prefix tokens in the loss: one row of 197 would hardly count otherwise, but the class
 token is what the head reads."""
 
+_BATCH = 32
+
 
 @dataclass(frozen=True)
 class OutputLoss:
@@ -29,9 +31,12 @@ class OutputLoss:
     def scaled_to(cls, target: Tensor, num_prefix_tokens: int) -> OutputLoss:
         """The loss for outputs like ``target`` [images, N, C] (all processes' images together)."""
         shift = distributed.broadcast(target[:1].mean(dim=0).clone())
-        centred = torch.stack([target.sub(shift).sum(dim=0), target.sub(shift).square().sum(dim=0)]).double()
+        sums = torch.zeros(2, *shift.shape, dtype=torch.float64, device=target.device)
+        for part in torch.split(target, _BATCH):  # of all at once there would be two copies
+            centred = (part - shift).double()
+            sums += torch.stack([centred.sum(dim=0), centred.square().sum(dim=0)])
         count = distributed.all_reduce_sum(torch.tensor(float(len(target)), device=target.device).double())
-        first, second = distributed.all_reduce_sum(centred) / count
+        first, second = distributed.all_reduce_sum(sums) / count
         variance = (second - first.square()).clamp_min(0).mean(dim=-1)  # [N]
 
         num_tokens, prefix = len(variance), num_prefix_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -14,6 +15,7 @@ from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.reading import Reading
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.machine import available_memory, gigabytes, local_processes
 from vitcod_cli.reporting import QUIET, Reporter
 
 _BATCH = 32
@@ -40,7 +42,18 @@ class CalibrationImages:
         return len(self._images)
 
     def with_crops(self, others: Sequence[CalibrationImages]) -> CalibrationImages:
-        """These images together with other crops of the same ones."""
+        """These images together with other crops of the same ones.
+
+        Raises:
+            VitcodError: if they aren't the same ones: a file was changed in between.
+        """
+        if any(len(other) != len(self) for other in others):
+            raise VitcodError(
+                "The calibration images changed while they were read: other files could be read at first than at "
+                "the next crop; let the data set rest, or use --calibrate-crops 1."
+            )
+        if not others:
+            return self
         images = torch.cat([self._images, *(other._images for other in others)])
         return CalibrationImages(images, self._preprocess, self._device, self.num_images, 1 + len(others))
 
@@ -48,6 +61,10 @@ class CalibrationImages:
         """Each image once, in its first crop."""
         images = self._images[: len(self) // self.crops]
         return CalibrationImages(images, self._preprocess, self._device, self.num_images)
+
+    def checksum(self) -> str:
+        """The SHA-256 of this process's images."""
+        return hashlib.sha256(self._images.numpy().data).hexdigest()
 
     def tensor(self, indices: Tensor | slice) -> Tensor:
         """The images at these indices of this process's share, normalised float32 [n, C, H, W] on the device."""
@@ -74,6 +91,7 @@ def calibration_images(
     seed: int,
     crops: Literal["center", "random"] = "center",
     draw: int = 0,
+    flag: str = "--calibrate-images",
     reporter: Reporter = QUIET,
 ) -> CalibrationImages:
     """Read ``count`` images, drawn by ``seed`` from the whole data set and spread over the processes.
@@ -84,9 +102,10 @@ def calibration_images(
     Args:
         crops: ``center`` is the evaluation transform; ``random`` a random crop and flip of each.
         draw: which random crop: another number gives another crop of the same images.
+        flag: the option that ``count`` is from.
 
     Raises:
-        VitcodError: if a process gets no image at all, or memory is too small for them.
+        VitcodError: if they would not fit in memory, more than a few can't be read, or a process gets none.
     """
     random = crops == "random"
     reader = dataset.reader(
@@ -105,7 +124,8 @@ def calibration_images(
     )
     rank, world_size = distributed.rank(), distributed.world_size()
     share = len(range(rank, min(count, len(dataset) or count), world_size))  # a stream may not say how many
-    images = _memory(share if len(dataset) else 0, preprocess)
+    _check_memory(share if len(dataset) else 0, preprocess, flag)
+    images = torch.empty(share if len(dataset) else 0, *preprocess.input_size, dtype=torch.uint8)
     rest: list[Tensor] = []
     read = 0
     with reporter.progress("read images", share) as progress:
@@ -133,16 +153,11 @@ def calibration_images(
     )
 
 
-def _memory(count: int, preprocess: Preprocess) -> Tensor:
-    """uint8 [count, C, H, W], not yet filled.
-
-    Raises:
-        VitcodError: if there is not so much memory.
-    """
-    try:
-        return torch.empty(count, *preprocess.input_size, dtype=torch.uint8)
-    except RuntimeError as error:
-        size = count * math.prod(preprocess.input_size) / 1e9
+def _check_memory(count: int, preprocess: Preprocess, flag: str) -> None:
+    """Raise a VitcodError if ``count`` images in each process of this machine are more than it has room for."""
+    need, left = count * local_processes() * math.prod(preprocess.input_size), available_memory()
+    if left is not None and need > left:
         raise VitcodError(
-            f"{count} images in memory would take {size:,.0f} GB, which there are not; lower --calibrate-images."
-        ) from error
+            f"{flag}: {count} images need {gigabytes(need)} of main memory, and there are {gigabytes(left)} left; "
+            "take fewer."
+        )

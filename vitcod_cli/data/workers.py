@@ -22,7 +22,7 @@ def default_workers() -> int:
 
 
 def start_worker(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which finishes its step and then ends its workers.
+    """Leave Ctrl-C, SIGTERM and SIGUSR1 to the main process, which finishes its step and then ends its workers.
 
     A terminal's Ctrl-C and a cluster's SIGTERM reach every process of a job; torch's own workers
     would print a traceback at the one and die of the other, in the middle of that last step.
@@ -30,6 +30,8 @@ def start_worker(worker: int) -> None:
     # torch's queue only prints what its sending thread fails of, and the main process waits for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         # Blocked here and in the threads to come; one thread takes the signals and looks at the sender.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -11,6 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli import distributed
+from vitcod_cli.artifacts.files import first_line
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.align import align_heads, principal_heads, rotate_heads
 from vitcod_cli.lowrank.logit_fit import LatentHeads, fit_latent_heads
 from vitcod_cli.lowrank.moments import TokenMoments
@@ -72,20 +74,33 @@ def initialise(
 
     Returns:
         One report a layer. A layer with a norm on Q and K has no gauge and falls back to PCA.
+
+    Raises:
+        VitcodError: if the fit of a layer fails, numerically.
     """
     reports = []
     for index, (attention, moment) in enumerate(zip(attentions(model), moments, strict=True)):
-        if settings.init == "aligned" and attention.foldable:
-            report = _init_aligned(index, attention, moment, settings)
-        else:
-            report = _init_pca(index, attention, moment, settings)
+        fit = _init_aligned if settings.init == "aligned" and attention.foldable else _init_pca
+        try:
+            report = fit(index, attention, moment, settings)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise VitcodError(_cannot_fit(index, first_line(error))) from error
         # The processes may round differently; training needs them identical.
         for parameter in attention.parameters():
             distributed.broadcast(parameter.data)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in attention.parameters()):
+            raise VitcodError(_cannot_fit(index, "its weights became infinite"))
         reports.append(report)
         if progress is not None:
             progress.advance(1, kept=report.kept_energy)
     return reports
+
+
+def _cannot_fit(index: int, reason: str) -> str:
+    return (
+        f"The auto-encoders of block {index + 1} can't be fitted ({reason}); look at the weights and the images, "
+        "or use --init trunc-normal."
+    )
 
 
 # -- PCA over heads ---------------------------------------------------------------------------

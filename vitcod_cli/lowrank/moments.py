@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcod_cli import distributed
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.kernels.base import Heads, masked_logits
 from vitcod_cli.model.kernels.fused import FusedKernel
@@ -119,6 +120,9 @@ def collect_moments(
         num_prefix_tokens: how many tokens come before the patches.
         progress: advanced by the images of each batch.
         autocast: gives the context for one forward pass.
+
+    Raises:
+        VitcodError: if the model yields values that are not finite.
     """
     model.eval()
     layers = attentions(model)
@@ -135,4 +139,10 @@ def collect_moments(
     for kernel in kernels:
         for tensor in kernel.moments.tensors():
             distributed.all_reduce_sum(tensor).div_(count)
+    for index, kernel in enumerate(kernels):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in kernel.moments.tensors()):
+            raise VitcodError(
+                f"The tokens that enter block {index + 1} are not finite, so the weights or images are broken, or "
+                "--precision float16 overflows; try --precision float32, else another checkpoint."
+            )
     return [kernel.moments for kernel in kernels]

@@ -55,6 +55,7 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
             workers=options.data.workers,
             device=runtime.device,
             seed=options.runtime.seed,
+            flag="--importance-images",
             reporter=reporter,
         )
         if options.max_images is not None:

@@ -15,6 +15,7 @@ from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.attention.collect import collect_attention
 from vitcod_cli.attention.importance import collect_importance
 from vitcod_cli.calibration.blockwise import calibrate
+from vitcod_cli.calibration.checks import check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
@@ -76,36 +77,29 @@ def compress(
         VitcodError: if the model can't be treated or was treated already, there are no images, or the sparsity
             can't be reached.
     """
+    if num_images < 1:
+        raise VitcodError(f"num_images must be at least 1, not {num_images}.")
+    heads = LowRankSettings(svd_type=svd_type) if svd_type != "none" else None
+    mask = None
+    if sparsity is not None:
+        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=Allocated(allocate=allocate))
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
-        if isinstance(model, nn.Module):
-            dense = adopt(model, model_kwargs)
-        else:
-            kwargs = [f"{name}={value!r}" for name, value in (model_kwargs or {}).items()]
-            settings = ModelSettings(model_kwargs=kwargs)
-            dense = load_model(settings, os.fspath(model), flag="model", reporter=reporter)
+        dense = _dense(model, model_kwargs, reporter)
         _check_untreated(dense, svd_type)
         dense = running.prepare(dense).eval().requires_grad_()
-        preprocess = preprocess_of(dense)
-        if isinstance(images, (str, os.PathLike)):
-            several = sparsity is not None and calibration.enabled  # all else looks at the first crop only
-            sample = read_crops(
-                open_unlabelled(images, reporter),
-                preprocess,
-                num_images,
-                calibration.calibrate_crops if several else 1,
-                workers=None,
-                runtime=running,
-                reporter=reporter,
-            )
-        else:
-            sample = _gather(images, preprocess, num_images, running.device)
+        # All but the second calibration looks at the first crop only.
+        crops = calibration.calibrate_crops if mask is not None and calibration.enabled else 1
+        asked = calibration.changed(calibrate_images=num_images, calibrate_crops=crops)
+        sample = _sample(images, dense, asked, running, reporter)
+        for wanted, settings in ((heads, lowrank_calibration), (mask, calibration)):
+            if wanted is not None:
+                check_shares(sample, settings, "num_images")
+        first = sample.first_crops()
         student = dense_copy(dense)
-        if svd_type != "none":
-            heads = LowRankSettings(svd_type=svd_type)
+        if heads is not None:
             add_auto_encoders(student, heads)
-            first = sample.first_crops()
             initialise_from(dense, student, first, heads, runtime=running, reporter=reporter)
             if lowrank_calibration.enabled:
                 calibrate(
@@ -117,12 +111,45 @@ def compress(
                     runtime=running,
                     reporter=reporter,
                 )
-        if sparsity is not None:
-            mask = MaskSettings(info=Info(sparsity=sparsity), allocated=Allocated(allocate=allocate))
-            set_keep_mask(student, _mask(student, sample.first_crops(), mask, running, reporter))
+        if mask is not None:
+            set_keep_mask(student, _mask(student, first, mask, running, reporter))
             if calibration.enabled:
                 calibrate(student, dense, sample, calibration, scope="block", runtime=running, reporter=reporter)
     return student.eval()
+
+
+def _dense(
+    model: nn.Module | str | os.PathLike[str], model_kwargs: Mapping[str, Any] | None, reporter: Reporter
+) -> VisionTransformer:
+    """The model to compress, of our own."""
+    if isinstance(model, nn.Module):
+        return adopt(model, model_kwargs)
+    kwargs = [f"{name}={value!r}" for name, value in (model_kwargs or {}).items()]
+    return load_model(ModelSettings(model_kwargs=kwargs), os.fspath(model), flag="model", reporter=reporter)
+
+
+def _sample(
+    images: str | os.PathLike[str] | Iterable[Tensor],
+    model: VisionTransformer,
+    settings: CalibrationSettings,
+    runtime: Runtime,
+    reporter: Reporter,
+) -> CalibrationImages:
+    """The images that ``settings`` ask for, in as many crops, of a folder; or of batches, as they are."""
+    preprocess = preprocess_of(model)
+    if not isinstance(images, (str, os.PathLike)):
+        return _gather(images, preprocess, settings.calibrate_images, runtime.device)
+    found = open_unlabelled(images, reporter)
+    check_memory(model, preprocess, len(found), settings, runtime.device, flag="num_images")
+    return read_crops(
+        found,
+        preprocess,
+        settings.calibrate_images,
+        settings.calibrate_crops,
+        workers=None,
+        runtime=runtime,
+        reporter=reporter,
+    )
 
 
 def _check_untreated(model: VisionTransformer, svd_type: SvdType) -> None:
@@ -141,6 +168,8 @@ def _gather(
     """The first ``count`` images of ``batches``, kept as they are."""
     parts: list[Tensor] = []
     for images in batches:
+        if not isinstance(images, Tensor):
+            raise VitcodError(f"images must be batches of images alone, not {type(images).__name__}s.")
         if not images.is_floating_point() or images.shape[1:] != preprocess.input_size:
             raise VitcodError(
                 f"images must be float batches [B, {', '.join(map(str, preprocess.input_size))}], normalised, not "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitcod_cli.artifacts.run_directory import OutputSettings
+from vitcod_cli.artifacts.run_directory import OutputSettings, locked_folder
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
@@ -79,7 +79,11 @@ class Demonstration:
         self.rows: list[Row] = []
 
     def run(self) -> list[Row]:
-        """Run everything; returns the rows of the table."""
+        """Run everything, with the folder for ourselves; returns the rows of the table."""
+        with locked_folder(self.folder, self.reporter):
+            return self._run()
+
+    def _run(self) -> list[Row]:
         options = DenseOptions(model=MODEL, recipe=DENSE, **self._common("dense"))
         self._show("finetune-dense", options)
         self._add_row("dense", finetune_dense(options, self.reporter), "dense")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitcod_cli.calibration.saved import forget_calibration
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.splits import Images
 from vitcod_cli.model.load import load_model
@@ -9,8 +10,8 @@ from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import DenseOptions
-from vitcod_cli.steps.setup import load_teacher, open_run
-from vitcod_cli.training.trainer import FitResult, fit
+from vitcod_cli.steps.setup import check_options, load_teacher, open_run, stoppable
+from vitcod_cli.training.trainer import FitResult, prepare
 
 
 def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResult:
@@ -21,7 +22,8 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
     Raises:
         VitcodError: if options, weights and data don't go together, or something can't be read or written.
     """
-    with start(options.runtime) as runtime:
+    with stoppable(reporter), start(options.runtime) as runtime:
+        check_options(options)
         train = open_dataset(options.data, "train", num_classes=options.model.num_classes, reporter=reporter)
         train.check_countable("--train-split")
         model = load_model(
@@ -33,14 +35,8 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
         )
         val = open_dataset(options.data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
         teacher = load_teacher(options.recipe, model, reporter)
-        run, provenance = open_run("finetune-dense", model, options, {"init_from": options.init_from}, reporter)
-        return fit(
-            model,
-            Images(train, val, preprocess_of(model, options.data)),
-            options,
-            teacher=teacher,
-            run=run,
-            provenance=provenance,
-            runtime=runtime,
-            reporter=reporter,
-        )
+        images = Images(train, val, preprocess_of(model, options.data))
+        training = prepare(model, images, options, teacher=teacher, runtime=runtime, reporter=reporter)
+        with open_run("finetune-dense", model, options, {"init_from": options.init_from}, reporter) as run:
+            forget_calibration(run, reporter)
+            return training.run(run)

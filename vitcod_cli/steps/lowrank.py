@@ -6,6 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.blockwise import calibrate
+from vitcod_cli.calibration.saved import SavedCalibration, fingerprint, forget_calibration
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
@@ -17,9 +18,19 @@ from vitcod_cli.model.layers import attentions
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
+from vitcod_cli.signals import StopRequest
 from vitcod_cli.steps.options import LowRankOptions
-from vitcod_cli.steps.setup import dense_copy, load_teacher, open_images, open_run, read_calibration_images
-from vitcod_cli.training.trainer import FitResult, fit
+from vitcod_cli.steps.setup import (
+    check_calibration,
+    check_options,
+    dense_copy,
+    load_teacher,
+    open_images,
+    open_run,
+    read_calibration_images,
+    stoppable,
+)
+from vitcod_cli.training.trainer import FitResult, prepare
 
 
 def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> FitResult:
@@ -31,7 +42,8 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
     Raises:
         VitcodError: if options, weights and data don't go together, or something can't be read or written.
     """
-    with start(options.runtime) as runtime:
+    with stoppable(reporter) as stop, start(options.runtime) as runtime:
+        check_options(options)
         model = load_model(
             options.model,
             options.init_from,
@@ -44,20 +56,22 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
         if dense is not None:
             add_auto_encoders(model, options.lowrank)
         teacher = load_teacher(options.recipe, model, reporter)
-        run, provenance = open_run("finetune-lowrank", model, options, {"init_from": options.init_from}, reporter)
-        if dense is not None and not run.resumes:
-            _fit_auto_encoders(model, dense, images, options=options, runtime=runtime, reporter=reporter, run=run)
-        del dense  # training has no use for a second model
-        return fit(
-            model,
-            images,
-            options,
-            teacher=teacher,
-            run=run,
-            provenance=provenance,
-            runtime=runtime,
-            reporter=reporter,
-        )
+        training = prepare(model, images, options, teacher=teacher, runtime=runtime, reporter=reporter)
+        sources = {"init_from": options.init_from}
+        with open_run("finetune-lowrank", model, options, sources, reporter) as run:
+            if dense is not None and _needs_images(options) and not run.resumes:
+                _fit_auto_encoders(
+                    model, dense, images, options=options, runtime=runtime, reporter=reporter, run=run, stop=stop
+                )
+            else:
+                forget_calibration(run, reporter)
+            del dense  # training has no use for a second model
+            return training.run(run)
+
+
+def _needs_images(options: LowRankOptions) -> bool:
+    """Whether new auto-encoders are fitted to anything before they are trained."""
+    return options.lowrank.init != "trunc-normal" or options.calibration.enabled
 
 
 def _fit_auto_encoders(
@@ -69,18 +83,20 @@ def _fit_auto_encoders(
     runtime: Runtime,
     reporter: Reporter,
     run: RunDirectory,
+    stop: StopRequest,
 ) -> None:
     """Fit the new auto-encoders of ``model`` to what ``dense`` does, without labels."""
-    random_start = options.lowrank.init == "trunc-normal"
-    if random_start and not options.calibration.enabled:
-        return
+    check_calibration(model, images, options.calibration, runtime)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
-    runtime.prepare(model)
     runtime.prepare(dense)
-    if not random_start:
+    settings = (options.lowrank, options.calibration)
+    identity = fingerprint("finetune-lowrank", model, dense, sample, runtime, *settings)
+    saved = SavedCalibration(run, model, identity, stop, reporter)
+    saved.resume()
+    if options.lowrank.init != "trunc-normal" and not saved.exists:
         first = sample.first_crops()
-        for report in initialise_from(dense, model, first, options.lowrank, runtime=runtime, reporter=reporter):
-            run.log(**report.metrics())
+        reports = initialise_from(dense, model, first, options.lowrank, runtime=runtime, reporter=reporter)
+        saved.add_heads([report.metrics() for report in reports])
     if options.calibration.enabled:
         calibrate(
             model,
@@ -90,7 +106,9 @@ def _fit_auto_encoders(
             scope="attention",
             runtime=runtime,
             reporter=reporter,
-            on_block=lambda report: run.log(**report.metrics()),
+            finished=saved.blocks,
+            on_block=saved.add_block,
+            stop=stop,
         )
 
 

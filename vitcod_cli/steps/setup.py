@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -13,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.files import sha256_of
-from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.artifacts.run_directory import RunDirectory, check_output
+from vitcod_cli.calibration.checks import check_count, check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages, calibration_images
 from vitcod_cli.data.datasets import open_dataset
@@ -22,7 +24,7 @@ from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import world_size
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import is_known_model, model_config
 from vitcod_cli.model.hub import pretrained_model
 from vitcod_cli.model.layers import clear_keep_mask
@@ -31,9 +33,32 @@ from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime
+from vitcod_cli.settings import flag_of
+from vitcod_cli.signals import StopRequest
 from vitcod_cli.training.options import FineTuneOptions
+from vitcod_cli.training.preflight import check_recipe
 from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.version import __version__
+
+
+@contextmanager
+def stoppable(reporter: Reporter) -> Iterator[StopRequest]:
+    """A signal ends the step at once, or, in a calibration, behind the step that it is at; and that is said.
+
+    Training has a request of its own inside.
+    """
+    with StopRequest(at_once=True) as stop:
+        try:
+            yield stop
+        except Interrupted:
+            if stop.raised:
+                saved = (
+                    f"what is finished is saved in {stop.saved}. To go on, start the same command with --resume "
+                    "(and without --overwrite)."
+                )
+                nothing = "nothing was saved yet. Start the same command again."
+                reporter.warn(f"Stopped by {stop.name}{stop.where}; {saved if stop.saved else nothing}")
+            raise
 
 
 def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter) -> Images:
@@ -76,11 +101,23 @@ def read_crops(
     return read(0).with_crops([read(draw) for draw in range(1, crops)])
 
 
+def check_calibration(
+    model: VisionTransformer, images: Images, settings: CalibrationSettings, runtime: Runtime
+) -> None:
+    """Raise a VitcodError if there are too few images, or too little memory, for what ``settings`` ask for."""
+    check_count(len(images.train), settings)
+    check_memory(model, images.preprocess, len(images.train), settings, runtime.device)
+
+
 def read_calibration_images(
     images: Images, settings: CalibrationSettings, data: DataSettings, runtime: Runtime, reporter: Reporter
 ) -> CalibrationImages:
-    """The training images that alignment and calibration look at, in as many crops as calibration takes."""
-    return read_crops(
+    """The training images that alignment and calibration look at, in as many crops as calibration takes.
+
+    Raises:
+        VitcodError: if too few of them can be read.
+    """
+    sample = read_crops(
         images.train,
         images.preprocess,
         settings.calibrate_images,
@@ -89,6 +126,8 @@ def read_calibration_images(
         runtime=runtime,
         reporter=reporter,
     )
+    check_shares(sample, settings)
+    return sample
 
 
 def dense_copy(model: VisionTransformer) -> VisionTransformer:
@@ -126,19 +165,31 @@ def _pretrained(name: str, flag: str) -> nn.Module | None:
     return pretrained_model(name, f"{flag} {name}")
 
 
+def check_options(options: FineTuneOptions) -> None:
+    """What can be refused before anything is read.
+
+    Raises:
+        VitcodError: if the output folder can't be used, or names and combinations in the recipe mean nothing.
+    """
+    check_output(options.output)
+    check_recipe(options.recipe, options.augmentation)
+
+
 def open_run(
     command: str,
     model: VisionTransformer,
     options: FineTuneOptions,
-    sources: dict[str, str | None],
+    sources: Mapping[str, str | None],
     reporter: Reporter,
-) -> tuple[RunDirectory, dict[str, Any]]:
-    """Open the run's folder and write ``config.yaml``; also returns how the run's checkpoints are made.
+) -> RunDirectory:
+    """Open the run's folder, with what ``config.yaml`` and the checkpoints are to say of the run.
 
     Args:
         sources: the files that the run starts from, by option; their checksums are recorded.
+
+    Raises:
+        VitcodError: if the folder can't be used.
     """
-    run = RunDirectory.open(options.output, reporter)
     files = {name: path for name, path in sources.items() if path is not None and Path(path).is_file()}
     provenance = {
         "command": command,
@@ -147,7 +198,11 @@ def open_run(
         "processes": world_size(),
         "versions": {"vitcod": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     }
+    teachers = {"distill_from": options.recipe.distill_from, "teacher": options.recipe.teacher}
+    read = {flag_of(name): path for name, path in {**sources, **teachers}.items()}
+    run = RunDirectory.open(options.output, reporter, read)
+    run.provenance = provenance
     # Under torchrun the command line doesn't say it; with --config alone it would be another run.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", options.runtime.nproc_per_node))
     run.write_config({**options.record(provenance), "nproc_per_node": processes})
-    return run, provenance
+    return run

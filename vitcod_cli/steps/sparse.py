@@ -5,16 +5,28 @@ from __future__ import annotations
 from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.run_directory import RunDirectory
-from vitcod_cli.calibration.blockwise import calibrate, checked_teacher
+from vitcod_cli.calibration.blockwise import calibrate
+from vitcod_cli.calibration.checks import checked_teacher
+from vitcod_cli.calibration.saved import SavedCalibration, fingerprint, forget_calibration
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
+from vitcod_cli.signals import StopRequest
 from vitcod_cli.steps.options import SparseOptions
-from vitcod_cli.steps.setup import dense_copy, load_teacher, open_images, open_run, read_calibration_images
-from vitcod_cli.training.trainer import FitResult, fit
+from vitcod_cli.steps.setup import (
+    check_calibration,
+    check_options,
+    dense_copy,
+    load_teacher,
+    open_images,
+    open_run,
+    read_calibration_images,
+    stoppable,
+)
+from vitcod_cli.training.trainer import FitResult, prepare
 
 
 def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitResult:
@@ -26,7 +38,8 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
     Raises:
         VitcodError: if options, weights, mask and data don't go together, or something can't be read or written.
     """
-    with start(options.runtime) as runtime:
+    with stoppable(reporter) as stop, start(options.runtime) as runtime:
+        check_options(options)
         model = load_model(
             options.model,
             options.init_from,
@@ -41,29 +54,24 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
         reference = None
         if options.calibration.enabled and options.recipe.distill_from is not None:
             reference = checked_teacher(model, teacher, "--distill-from")
+        training = prepare(model, images, options, teacher=teacher, runtime=runtime, reporter=reporter)
         sources = {"init_from": options.init_from, "mask": options.mask}
-        run, provenance = open_run("finetune-sparse", model, options, sources, reporter)
-        if options.calibration.enabled and not run.resumes:
-            # Held by the call alone: training has no use for a second model.
-            _calibrate(
-                model,
-                reference or dense_copy(model),
-                images,
-                options=options,
-                runtime=runtime,
-                reporter=reporter,
-                run=run,
-            )
-        return fit(
-            model,
-            images,
-            options,
-            teacher=teacher,
-            run=run,
-            provenance=provenance,
-            runtime=runtime,
-            reporter=reporter,
-        )
+        with open_run("finetune-sparse", model, options, sources, reporter) as run:
+            if options.calibration.enabled and not run.resumes:
+                # Held by the call alone: training has no use for a second model.
+                _calibrate(
+                    model,
+                    reference or dense_copy(model),
+                    images,
+                    options=options,
+                    runtime=runtime,
+                    reporter=reporter,
+                    run=run,
+                    stop=stop,
+                )
+            else:
+                forget_calibration(run, reporter)
+            return training.run(run)
 
 
 def _require_mask(model: VisionTransformer, source: str) -> None:
@@ -80,16 +88,24 @@ def _calibrate(
     runtime: Runtime,
     reporter: Reporter,
     run: RunDirectory,
+    stop: StopRequest,
 ) -> None:
     """Fit block after block of ``model`` to those of ``reference``, without labels."""
+    check_calibration(model, images, options.calibration, runtime)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
+    runtime.prepare(reference)
+    identity = fingerprint("finetune-sparse", model, reference, sample, runtime, options.calibration)
+    saved = SavedCalibration(run, model, identity, stop, reporter)
+    saved.resume()
     calibrate(
-        runtime.prepare(model),
-        runtime.prepare(reference),
+        model,
+        reference,
         sample,
         options.calibration,
         scope="block",
         runtime=runtime,
         reporter=reporter,
-        on_block=lambda report: run.log(**report.metrics()),
+        finished=saved.blocks,
+        on_block=saved.add_block,
+        stop=stop,
     )

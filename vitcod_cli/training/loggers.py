@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from vitcod_cli.artifacts.files import atomic_path, first_line
+from vitcod_cli.artifacts.run_files import TENSORBOARD, WANDB_ID, wandb_id
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import Reporter
 
 
 class Logger(Protocol):
@@ -20,21 +23,66 @@ class Logger(Protocol):
         """Send what is not sent yet."""
 
 
+class Loggers:
+    """The loggers of a run. One that fails is left out: the training, and ``metrics.jsonl``, go on without it."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._open: dict[str, Logger] = {}
+
+    def open(self, names: Sequence[str], path: Path, config: Mapping[str, Any]) -> None:
+        """Open those of ``names`` for the run in folder ``path``.
+
+        Raises:
+            VitcodError: if one can't be opened.
+        """
+        for name in names:
+            try:
+                self._open[name] = TensorBoard(path) if name == "tensorboard" else WandB(path, config)
+            except VitcodError:
+                raise
+            except Exception as error:  # each library has its own
+                raise VitcodError(
+                    f"--log-to {name} can't be started ({first_line(error)}); mend that or leave it out, and "
+                    "go on with --resume."
+                ) from error
+
+    def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
+        """Log ``metrics`` of ``epoch`` (from 1)."""
+        for name, logger in list(self._open.items()):
+            with self._leaving_out(name):
+                logger.log(metrics, epoch)
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
+        for name, logger in list(self._open.items()):
+            with self._leaving_out(name):
+                logger.close()
+
+    @contextmanager
+    def _leaving_out(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a full disk, a network that is away
+            self._open.pop(name)
+            self._reporter.warn(f"--log-to {name} failed ({first_line(error)}); the run goes on without it.")
+
+
 @contextmanager
-def open_loggers(names: Sequence[str], path: Path, config: Mapping[str, Any]) -> Iterator[list[Logger]]:
+def open_loggers(
+    names: Sequence[str], path: Path, config: Mapping[str, Any], reporter: Reporter
+) -> Iterator[Loggers]:
     """The loggers of ``names`` (``tensorboard``, ``wandb``) for the run in folder ``path``.
 
     Raises:
-        VitcodError: if a package isn't installed.
+        VitcodError: if a package isn't installed, or its logger can't be started.
     """
-    loggers: list[Logger] = []
+    loggers = Loggers(reporter)
     try:
-        for name in names:
-            loggers.append(TensorBoard(path) if name == "tensorboard" else WandB(path, config))
+        loggers.open(names, path, config)
         yield loggers
     finally:
-        for logger in loggers:
-            logger.close()
+        loggers.close()
 
 
 class TensorBoard:
@@ -45,7 +93,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise missing_package("tensorboard") from error
-        self._writer = SummaryWriter(str(path / "tensorboard"))
+        self._writer = SummaryWriter(str(path / TENSORBOARD))
 
     def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
         """One scalar for each figure."""
@@ -67,14 +115,16 @@ class WandB:
             import wandb
         except ImportError as error:
             raise missing_package("wandb") from error
-        note = path / "wandb-id.txt"
-        if not note.exists():
-            note.write_text(wandb.util.generate_id(), encoding="utf-8")
+        identity = wandb_id(path)
+        if identity is None:
+            identity = str(wandb.util.generate_id())
+            with atomic_path(path / WANDB_ID) as temporary:
+                temporary.write_text(identity, encoding="ascii")
         self._run = wandb.init(
             project="vitcod",
             name=path.name,
             dir=str(path),
-            id=note.read_text(encoding="utf-8").strip(),
+            id=identity,
             resume="allow",
             config=dict(config),
         )

@@ -21,12 +21,13 @@ from vitcod_cli.model.layers import recording_reconstruction
 from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
+from vitcod_cli.signals import StopRequest, exit_code
 from vitcod_cli.training.evaluate import Evaluation, evaluate
-from vitcod_cli.training.loggers import Logger, open_loggers
+from vitcod_cli.training.loggers import Loggers, open_loggers
+from vitcod_cli.training.position import Best, Position
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.run_state import Best, Position, RunState
+from vitcod_cli.training.run_state import RunState
 from vitcod_cli.training.schedule import EpochSchedule
-from vitcod_cli.training.signals import StopRequest, exit_code
 from vitcod_cli.training.step import Batch, Outcome, Stepper
 
 _EVALUATED = ("acc1", "acc5", "loss")
@@ -59,18 +60,22 @@ class Loop:
         self.steps_per_epoch = len(self.train) // self.recipe.accumulate_steps
         self.model, self.ema = self.stepper.trained.model, self.stepper.trained.ema
         self.position = Position()
-        self._loggers: list[Logger] = []
+        self._loggers = Loggers(self.reporter)
 
     def run(self, position: Position) -> Position:
         """Train to the end, and return how far that was."""
         self.position = position
+        # The first state takes the place of an earlier run, whose logs are not to be gone on with.
+        if position == Position():
+            self.state.save(position)
+        self.run_directory.begin()
+        self.run_directory.drop_calibration()
+        if distributed.is_main():
+            evaluated = position.epoch > 0 or position.last is not None  # --epochs 0 logs an epoch 0
+            self.run_directory.keep_epochs(position.epoch if evaluated else -1)
         names = self.recipe.loggers if distributed.is_main() else []
-        with open_loggers(names, self.run_directory.path, self.state.hyper_parameters) as self._loggers:
-            if distributed.is_main():
-                evaluated = position.epoch > 0 or position.last is not None  # --epochs 0 logs an epoch 0
-                self.run_directory.keep_epochs(position.epoch if evaluated else -1)
-            if position == Position():
-                self.state.save(position)
+        folder, parameters = self.run_directory.path, self.state.hyper_parameters
+        with open_loggers(names, folder, parameters, self.reporter) as self._loggers:
             self._epochs()
             if self.position.last is None:  # --epochs 0
                 self._evaluate({"epoch": 0})
@@ -112,7 +117,7 @@ class Loop:
             ):
                 waited = self._steps(progress, lr)
         self.runtime.synchronize()
-        seconds = time.monotonic() - start
+        seconds = max(time.monotonic() - start, 1e-9)  # a coarse clock may stand still
         speed = (self.position.step - before) * batch / seconds
         # Before the evaluation: from here on, an interruption costs no training.
         self.state.save(self.position)
@@ -233,6 +238,7 @@ class Loop:
 
     def _save_checkpoint(self, path: Path, module: nn.Module, metrics: dict[str, Any]) -> None:
         if distributed.is_main():
+            self.run_directory.check()
             ema = module is not self.model
             prefix = "ema_" if ema else ""
             evaluation = {name: metrics[prefix + name] for name in _EVALUATED if prefix + name in metrics}
@@ -242,8 +248,7 @@ class Loop:
         metrics["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
         metrics = {name: _finite(value) for name, value in metrics.items()}
         self.run_directory.log(**metrics)
-        for logger in self._loggers:
-            logger.log(metrics, metrics["epoch"])
+        self._loggers.log(metrics, metrics["epoch"])
 
     def _report(self, metrics: dict[str, Any], improved: bool) -> None:
         assert self.position.last is not None

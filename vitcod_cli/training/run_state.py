@@ -1,8 +1,8 @@
 """How far a run has come, and the file that ``--resume`` goes on from: what it holds, when it is written and read.
 
 ``state.safetensors`` holds the tensors of :class:`~vitcod_cli.training.trained.Trained` by name. Its
-metadata holds the other values of these, the :class:`Position`, the hyper-parameters and the order of
-the images.
+metadata holds the other values of these, the :class:`~vitcod_cli.training.position.Position`, the
+hyper-parameters, the order of the images, and which launch saved it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from torch import Tensor
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.describe import RUN_STATE
 from vitcod_cli.artifacts.files import atomic_path
-from vitcod_cli.artifacts.run_directory import BOUNDARY
+from vitcod_cli.artifacts.run_files import BOUNDARY
 from vitcod_cli.artifacts.safetensors_file import open_safetensors, read_safetensors_info, write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.settings import Settings, settings_of
-from vitcod_cli.training.evaluate import Evaluation
-from vitcod_cli.training.trained import FLAG, Trained
+from vitcod_cli.training.position import Position
+from vitcod_cli.training.trained import FLAG, Trained, check_values, shown
 
 # What changes neither the weights nor the metrics.
 _HARMLESS = {
@@ -43,69 +44,6 @@ _HARMLESS = {
 }
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best evaluation so far, after how many epochs it was, and whether of the EMA weights."""
-
-    evaluation: Evaluation
-    epoch: int
-    ema: bool
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come.
-
-    Attributes:
-        epoch: the epoch it is in, from 0.
-        step: steps of that epoch that are done.
-        trained: all of them are; what is left of the epoch is its evaluation.
-        updates: steps of the whole run.
-        skipped: steps that were left out because their loss wasn't finite.
-        best, last: evaluations so far.
-        sums: of the epoch's losses and images over all processes, for its line in the log.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    trained: bool = False
-    updates: int = 0
-    skipped: int = 0
-    best: Best | None = None
-    last: Evaluation | None = None
-    sums: list[float] = field(default_factory=list)
-
-    @property
-    def between_epochs(self) -> bool:
-        """Whether it can be continued by another number of processes."""
-        return self.step == 0 or self.trained
-
-    def __str__(self) -> str:
-        """Where the next step is: ``step 3 of epoch 2``, or ``the start of epoch 2``."""
-        epoch = self.epoch + 1 + self.trained
-        return f"the start of epoch {epoch}" if self.between_epochs else f"step {self.step} of epoch {epoch}"
-
-    def changed(self, **values: Any) -> Position:
-        """A copy with some fields replaced."""
-        return replace(self, **values)
-
-    def next_epoch(self) -> Position:
-        """The start of the epoch that follows."""
-        return self.changed(epoch=self.epoch + 1, step=0, trained=False, sums=[])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Position:
-        """The inverse of :func:`dataclasses.asdict`."""
-        best, last = values.get("best"), values.get("last")
-        return cls(
-            **{
-                **values,
-                "best": best and Best(**{**best, "evaluation": Evaluation(**best["evaluation"])}),
-                "last": last and Evaluation(**last),
-            }
-        )
-
-
 class StateFile:
     """``state.safetensors`` of a run folder, and beside it the state at the last epoch boundary.
 
@@ -117,6 +55,7 @@ class StateFile:
         """``before_replace``: called when a new state is whole, just before it takes the old one's place."""
         self.path, self._before_replace = path, before_replace
         self.boundary_path = path.with_name(BOUNDARY)
+        self._written: Position | None = None
 
     def exists(self) -> bool:
         """Whether there is a state to go on from."""
@@ -128,11 +67,12 @@ class StateFile:
         Raises:
             VitcodError: if it can't be written (disk full, say).
         """
-        if not position.between_epochs and self.exists() and self.position().between_epochs:
+        if not position.between_epochs and self.exists() and self.newest().between_epochs:
             self._keep_boundary()
         write_safetensors(
             self.path, tensors, RUN_STATE, {**info, "position": asdict(position)}, self._before_replace
         )
+        self._written = position
         if position.between_epochs:
             self.boundary_path.unlink(missing_ok=True)
 
@@ -144,9 +84,25 @@ class StateFile:
             except OSError:  # a file system without hard links
                 shutil.copyfile(self.path, temporary)
 
+    def newest(self) -> Position:
+        """What :meth:`position` says, without reading what this process has written itself."""
+        return self._written or self.position()
+
     def info(self, *, boundary: bool = False) -> dict[str, Any]:
-        """The JSON part of the state."""
-        return read_safetensors_info(self._choose(boundary), kind=RUN_STATE, flag=FLAG)
+        """The JSON part of the state, which has all parts of one and nothing strange in them.
+
+        Raises:
+            VitcodError: if it is damaged, or not that of a state.
+        """
+        path = self._choose(boundary)
+        with self.explaining(path):
+            info = read_safetensors_info(path, kind=RUN_STATE, flag=FLAG)
+            Position.from_dict(info.get("position"))
+            check_values(info)
+            for part in ("hyper_parameters", "order"):
+                if not isinstance(info.get(part), dict):
+                    raise ValueError(f"its {part} can't be understood")
+        return info
 
     def position(self, *, boundary: bool = False) -> Position:
         """How far the saved run has come."""
@@ -154,8 +110,29 @@ class StateFile:
 
     def tensors(self, *, boundary: bool = False) -> dict[str, Tensor]:
         """The tensors of the state, on the CPU."""
-        with open_safetensors(self._choose(boundary), flag=FLAG, framework="pt") as file:
+        path = self._choose(boundary)
+        with self.explaining(path), open_safetensors(path, flag=FLAG, framework="pt") as file:
             return {name: file.handle.get_tensor(name) for name in file.handle.keys()}  # noqa: SIM118
+
+    @contextmanager
+    def explaining(self, path: Path | None = None) -> Iterator[None]:
+        """What is wrong with a state as a sentence that says what to do about it."""
+        path = path or self.path
+        try:
+            yield
+        except VitcodError as error:
+            what, _, advice = str(error).partition("; ")
+            if "make it again" not in advice:
+                raise
+            raise VitcodError(f"{what}; {self._way_on(path)}.") from error
+        except ValueError as error:
+            raise VitcodError(f"{FLAG} {path} is damaged ({error}); {self._way_on(path)}.") from error
+
+    def _way_on(self, path: Path) -> str:
+        other = ""
+        if path == self.path and self.boundary_path.exists():
+            other = f"put {self.boundary_path} in its place to go on from the last epoch, or "
+        return f"{other}start afresh with --overwrite"
 
     def _choose(self, boundary: bool) -> Path:
         return self.boundary_path if boundary and self.boundary_path.exists() else self.path
@@ -171,6 +148,9 @@ class RunState:
         order: what the images of each step depend on; a run whose order is another one can only go
             on between epochs.
         minutes: between two saves within an epoch.
+        steps: of an epoch.
+        launches: see :class:`~vitcod_cli.artifacts.run_directory.RunDirectory`.
+        check: called before anything is written; writing would make a folder that was removed anew.
     """
 
     file: StateFile
@@ -178,6 +158,9 @@ class RunState:
     hyper_parameters: Mapping[str, Any]
     order: Mapping[str, Any]
     minutes: float
+    steps: int | None = None
+    launches: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[], None] = lambda: None
     _last: float = field(default_factory=time.monotonic)
 
     def save(self, position: Position) -> None:
@@ -188,12 +171,13 @@ class RunState:
                 replaced by a broken one.
         """
         if distributed.is_main():
+            self.check()
             if not self.trained.is_finite():
                 raise VitcodError(
                     f"The weights are not finite after step {position.step} of epoch {position.epoch + 1}. "
                     f"{self.last_good()} Go on from it with --resume and a lower --lr, or --clip-grad."
                 )
-            options = {"hyper_parameters": self.hyper_parameters, "order": self.order}
+            options = {"hyper_parameters": self.hyper_parameters, "order": self.order, "launches": self.launches}
             self.file.write(self.trained.tensors(), {**self.trained.values(), **options}, position)
         self._last = time.monotonic()
 
@@ -206,7 +190,7 @@ class RunState:
         """Where the last saved state is, in a sentence."""
         if not self.file.exists():
             return "No state was saved before it."
-        return f"The last good state, from {self.file.position()}, is in {self.file.path}."
+        return f"The last good state, from {self.file.newest()}, is in {self.file.path}."
 
     def load(self, reporter: Reporter) -> Position:
         """Put the saved state into ``trained``, say from where the run goes on, and return that.
@@ -225,7 +209,9 @@ class RunState:
         if back:
             info = self.file.info(boundary=True)
         position = Position.from_dict(info["position"])
-        self.trained.load(self.file.tensors(boundary=back), info)
+        with self.file.explaining():
+            self._check_step(position, other_order)
+            self.trained.load(self.file.tensors(boundary=back), info)
 
         if back:
             reporter.warn(
@@ -239,6 +225,15 @@ class RunState:
         if changed:
             reporter.warn(f"{FLAG} with other hyper-parameters than the run had: {', '.join(changed)}.")
         return position
+
+    def _check_step(self, position: Position, other_order: list[str]) -> None:
+        if other_order and not position.between_epochs:
+            raise VitcodError(
+                f"{FLAG}: each step sees other images than before ({', '.join(other_order)}), and "
+                f"{self.file.boundary_path}, the state between two epochs, is gone; give the same options as then."
+            )
+        if not position.between_epochs and self.steps is not None and position.step >= self.steps:
+            raise ValueError(f"an epoch has {self.steps} steps, not {position.step}")
 
 
 def hyper_parameters(*settings: Settings) -> dict[str, Any]:
@@ -258,5 +253,7 @@ def _json(value: Any) -> Any:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """``--lr 0.001 (was 0.0001)`` for each hyper-parameter that isn't what it was."""
     return [
-        f"{flag} {value} (was {then[flag]})" for flag, value in now.items() if flag in then and then[flag] != value
+        f"{flag} {value} (was {shown(then[flag])})"
+        for flag, value in now.items()
+        if flag in then and then[flag] != value
     ]

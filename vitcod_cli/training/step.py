@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitcod_cli import distributed
 from vitcod_cli.runtime import Runtime, seed_everything
+from vitcod_cli.signals import StopRequest
 from vitcod_cli.training.losses import Criterion, Losses
 from vitcod_cli.training.network import without_sync
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.signals import StopRequest
 from vitcod_cli.training.trained import Trained
 
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -1,37 +1,47 @@
-"""``fit``: a model, images and a recipe in; trained weights, metrics and a state that is never lost out."""
+"""A model, images and a recipe in; trained weights, metrics and a state that is never lost out.
+
+:func:`prepare` checks everything that can be checked, and :meth:`Training.run` trains.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data.mixup import Mixup
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vitcod_cli import distributed
+from vitcod_cli.artifacts.files import first_line
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
-from vitcod_cli.data.loaders import eval_loader, train_loader
+from vitcod_cli.data.loaders import EvalLoader, TrainLoader, eval_loader, train_loader
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
+from vitcod_cli.signals import StopRequest
 from vitcod_cli.training.evaluate import Evaluation
 from vitcod_cli.training.loop import Loop
 from vitcod_cli.training.losses import Criterion, make_mixup
 from vitcod_cli.training.network import TrainingModel, over_processes
+from vitcod_cli.training.optimizer_layout import Layout, optimizer_layout
 from vitcod_cli.training.options import FineTuneOptions
+from vitcod_cli.training.position import Position
+from vitcod_cli.training.preflight import check_recipe
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.run_state import Position, RunState, StateFile, hyper_parameters
+from vitcod_cli.training.run_state import RunState, StateFile, hyper_parameters
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
-from vitcod_cli.training.signals import StopRequest
+from vitcod_cli.training.space import check_space
 from vitcod_cli.training.step import Stepper
 from vitcod_cli.training.trained import Trained
 
@@ -62,43 +72,36 @@ class FitResult:
         return {**best, "best_epoch": self.best_epoch, "last": last, "checkpoint": str(self.checkpoint)}
 
 
-def fit(
+def prepare(
     model: VisionTransformer,
     images: Images,
     options: FineTuneOptions,
     *,
-    run: RunDirectory,
-    provenance: Mapping[str, Any],
     runtime: Runtime,
     reporter: Reporter,
     teacher: nn.Module | None = None,
-) -> FitResult:
-    """Train ``model`` (in place) and leave checkpoints, metrics and state in ``run``.
-
-    The state is saved at the start, behind every epoch, every ``--save-every`` minutes and when a
-    signal stops the run. When ``run.resumes``, training goes on from it and ends, in float32 on
-    the CPU, with the very bits of an uninterrupted run.
+) -> Training:
+    """A training of ``model``, once all that can be checked is: nothing is computed or written yet.
 
     Args:
-        model: built with the recipe's drop-path, weights loaded, mask set.
-        provenance: how the checkpoints are made (JSON values); goes into ``last.safetensors`` and
-            ``best.safetensors``, beside epoch and evaluation.
+        model: built with the recipe's drop-path, weights loaded, mask set. It is moved to the device; its
+            weights may still be changed before the training begins.
         teacher: for ``--distill`` and distillation without labels. It gets the images as its own
             ``pretrained_cfg`` normalises them.
 
     Raises:
-        VitcodError: if settings, images and model don't go together, the loss is no longer finite,
-            or something can't be written.
-        Interrupted: after a signal; the state is saved.
+        VitcodError: if settings, images, models and this machine don't go together.
     """
     recipe, augmentation = options.recipe, options.augmentation
+    check_recipe(recipe, augmentation)
     _check(model, images, recipe, augmentation, teacher)
-    runtime.advise(reporter)
-    criterion = Criterion(recipe, augmentation, _prepared_teacher(teacher, images.preprocess, runtime))
-    if isinstance(model, VisionTransformerDistilled):
-        model.set_distilled_training(criterion.teacher is not None)
-    network = over_processes(TrainingModel(runtime.prepare(model)), runtime)
-    trained = _trained(model, recipe, runtime)
+    with _on_device(runtime):
+        runtime.prepare(model)
+        teacher = _prepared_teacher(teacher, images.preprocess, runtime)
+    if teacher is not None:
+        _check_teacher(teacher, recipe, images.preprocess, runtime)
+    layout = optimizer_layout(model, recipe, runtime.device)
+    check_space(Path(options.output.output_dir), model, recipe, layout, reporter)
     loading: dict[str, Any] = {"workers": options.data.workers, "device": runtime.device, "reporter": reporter}
     train = train_loader(
         images.train,
@@ -108,49 +111,112 @@ def fit(
         seed=runtime.settings.seed,
         **loading,
     )
-    val = eval_loader(images.val, images.preprocess, batch_size=recipe.eval_batch, **loading)
     if len(train) < recipe.accumulate_steps:
         raise VitcodError(
             f"--accumulate-steps {recipe.accumulate_steps} is more than the {len(train)} batches of an epoch; "
             "lower it."
         )
-    state = RunState(
-        file=StateFile(run.state, run.begin),
-        trained=trained,
-        hyper_parameters=hyper_parameters(recipe, augmentation, runtime.settings),
-        order=_order(recipe, augmentation, runtime, images),
-        minutes=recipe.save_every,
+    return Training(
+        model=model,
+        images=images,
+        options=options,
+        runtime=runtime,
+        reporter=reporter,
+        train=train,
+        val=eval_loader(images.val, images.preprocess, batch_size=recipe.eval_batch, **loading),
+        criterion=Criterion(recipe, augmentation, teacher),
+        mixup=make_mixup(augmentation, model.num_classes),
+        layout=layout,
     )
-    position = state.load(reporter) if run.resumes else Position()
-    runtime.compiled(model)
-    if trained.ema is not None:
-        runtime.compiled(trained.ema.module)
-    with StopRequest() as stop:
-        loop = Loop(
-            recipe=recipe,
-            runtime=runtime,
-            run_directory=run,
-            reporter=reporter,
-            provenance=provenance,
-            stop=stop,
-            train=train,
-            val=val,
-            describe=images.train.describe,
-            stepper=Stepper(
-                network=network,
-                trained=trained,
-                criterion=criterion,
-                mixup=make_mixup(augmentation, model.num_classes),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training whose parts go together, see :func:`prepare`; :meth:`run` is what takes time."""
+
+    model: VisionTransformer
+    images: Images
+    options: FineTuneOptions
+    runtime: Runtime
+    reporter: Reporter
+    train: TrainLoader
+    val: EvalLoader
+    criterion: Criterion
+    mixup: Mixup | None
+    layout: Layout
+
+    def run(self, run: RunDirectory) -> FitResult:
+        """Train the model (in place) and leave checkpoints, metrics and state in ``run``.
+
+        The state is saved at the start, behind every epoch, every ``--save-every`` minutes and when a
+        signal stops the run. When ``run.resumes``, training goes on from it and ends, in float32 on
+        the CPU, with the very bits of an uninterrupted run.
+
+        Raises:
+            VitcodError: if the state in the folder can't be gone on from, the loss is no longer finite,
+                or something can't be written.
+            Interrupted: after a signal; the state is saved.
+        """
+        model, recipe, runtime = self.model, self.options.recipe, self.runtime
+        runtime.advise(self.reporter)
+        if isinstance(model, VisionTransformerDistilled):
+            model.set_distilled_training(self.criterion.teacher is not None)
+        network = over_processes(TrainingModel(model), runtime)
+        trained = self._trained()
+        state = self._state(run, trained)
+        position = state.load(self.reporter) if run.resumes else Position()
+        runtime.compiled(model)
+        if trained.ema is not None:
+            runtime.compiled(trained.ema.module)
+        with StopRequest() as stop:
+            loop = Loop(
                 recipe=recipe,
                 runtime=runtime,
+                run_directory=run,
+                reporter=self.reporter,
+                provenance=run.provenance,
                 stop=stop,
-            ),
-            schedule=EpochSchedule(trained.optimizer, recipe),
-            state=state,
+                train=self.train,
+                val=self.val,
+                describe=self.images.train.describe,
+                stepper=Stepper(
+                    network=network,
+                    trained=trained,
+                    criterion=self.criterion,
+                    mixup=self.mixup,
+                    recipe=recipe,
+                    runtime=runtime,
+                    stop=stop,
+                ),
+                schedule=EpochSchedule(trained.optimizer, recipe),
+                state=state,
+            )
+            _announce(loop, model)
+            position = loop.run(position)
+        return _result(position, run, self.reporter)
+
+    def _trained(self) -> Trained:
+        model, recipe = self.model, self.options.recipe
+        return Trained(
+            model,
+            ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
+            make_optimizer(model, recipe, recipe.scaled_lr(distributed.world_size())),
+            torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.dtype == torch.float16),
+            self.layout,
         )
-        _announce(loop, model)
-        position = loop.run(position)
-    return _result(position, run, reporter)
+
+    def _state(self, run: RunDirectory, trained: Trained) -> RunState:
+        recipe, augmentation = self.options.recipe, self.options.augmentation
+        return RunState(
+            file=StateFile(run.state, run.begin),
+            trained=trained,
+            hyper_parameters=hyper_parameters(recipe, augmentation, self.runtime.settings),
+            order=_order(recipe, augmentation, self.runtime, self.images),
+            minutes=recipe.save_every,
+            steps=len(self.train) // recipe.accumulate_steps,
+            launches=run.launches,
+            check=run.check,
+        )
 
 
 def _check(
@@ -177,6 +243,17 @@ def _check(
         raise VitcodError(f"The teacher has {classes} classes and the model {model.num_classes}; they must agree.")
 
 
+@contextmanager
+def _on_device(runtime: Runtime) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, AssertionError) as error:  # no such device here, or it is full
+        raise VitcodError(
+            f"--device {runtime.settings.device} can't take the model ({first_line(error)}); use another, "
+            "such as cpu."
+        ) from error
+
+
 def _prepared_teacher(teacher: nn.Module | None, preprocess: Preprocess, runtime: Runtime) -> nn.Module | None:
     if teacher is None:
         return None
@@ -184,13 +261,19 @@ def _prepared_teacher(teacher: nn.Module | None, preprocess: Preprocess, runtime
     return runtime.prepare(teacher).requires_grad_(False).eval()
 
 
-def _trained(model: VisionTransformer, recipe: Recipe, runtime: Runtime) -> Trained:
-    return Trained(
-        model,
-        ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
-        make_optimizer(model, recipe, recipe.scaled_lr(distributed.world_size())),
-        torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16),
-    )
+@torch.no_grad()
+def _check_teacher(teacher: nn.Module, recipe: Recipe, preprocess: Preprocess, runtime: Runtime) -> None:
+    """Let the teacher see an image: nothing else tells whether it takes them in the student's size."""
+    flag = "--distill-from" if recipe.distill_from is not None else "--teacher"
+    try:
+        with runtime.autocast():
+            teacher(runtime.to_device(torch.zeros(1, *preprocess.input_size)))
+    except Exception as error:  # any model of timm's, in its own words
+        size = "x".join(map(str, preprocess.input_size))
+        raise VitcodError(
+            f"{flag} {recipe.teacher_source} fails on the student's images of {size} ({first_line(error)}); "
+            "take a teacher for images of this size."
+        ) from error
 
 
 def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime, images: Images) -> dict[str, int]:

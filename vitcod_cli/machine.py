@@ -1,0 +1,83 @@
+"""How much memory there is left on this machine, and how many processes share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that can still be had; None where the system doesn't say.
+
+    Limits of containers and jobs count.
+    """
+    amounts = [amount for amount in (_of_the_system(), *_of_groups()) if amount is not None]
+    return min(amounts, default=None)
+
+
+def available_gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU that can still be had; None for any other device."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine."""
+    text = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or "1"
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
+def gigabytes(count: float) -> str:
+    """``1536000000`` -> ``1.5 GB``."""
+    return f"{count / 1e9:,.1f} GB"
+
+
+def _of_the_system() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return None
+    except (OSError, ValueError, IndexError):
+        pass
+    try:  # no Linux: all that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _of_groups() -> Iterator[int | None]:
+    """What every control group that this process is in has left."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        group, names = (_CGROUP / "memory", _V1) if controllers else (_CGROUP, _V2)
+        yield _left(group, *names)  # all that a container sees of its own
+        for part in Path(path).parts[1:]:
+            group = group / part
+            yield _left(group, *names)
+
+
+def _left(group: Path, limit: str, usage: str, cache: str) -> int | None:
+    try:
+        most, used = (int((group / name).read_text(encoding="ascii")) for name in (limit, usage))
+        statistics = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):  # no such group, or no limit
+        return None
+    cached = sum(int(line.split()[1]) for line in statistics if line.split()[0] == cache)
+    return max(0, most - used + cached)
