@@ -17,6 +17,10 @@ class VitcodError(Exception):
     """
 
 
+class DamagedFileError(VitcodError):
+    """A file that is not whole. The message ends in ``; make it again``, for which a caller may know better."""
+
+
 class Interrupted(SystemExit):
     """A signal stopped the run after its state was saved; the process ends with ``code`` (130, 143)."""
 

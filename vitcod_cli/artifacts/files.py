@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import DamagedFileError, VitcodError
 
 _LONGEST = 300
 """Characters of another library's message that ours repeat."""
@@ -112,7 +112,7 @@ def checked_path(path: str | os.PathLike[str], flag: str) -> Path:
         if not stat.S_ISREG(status.st_mode):
             raise VitcodError(f"{flag} {path} is not a regular file; save it to one first.")
         if not status.st_size:
-            raise VitcodError(f"{flag} {path} is empty, it holds no byte; make it or copy it again.")
+            raise DamagedFileError(f"{flag} {path} is empty, it holds no byte; make it or copy it again.")
         with open(path, "rb"):
             return Path(path)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from vitcod_cli.artifacts.checksum import KEY, PLACEHOLDER, is_intact, seal
 from vitcod_cli.artifacts.describe import METADATA_KEY, describe, in_words
 from vitcod_cli.artifacts.files import atomic_path, checked_path, first_line
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import DamagedFileError, VitcodError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ def open_safetensors(
         with _any_name(path) as readable, safe_open(readable, framework=framework) as handle:
             info = _own_metadata(handle.metadata() or {}, path, flag)
             if info and verify and not is_intact(path):
-                raise VitcodError(
+                raise DamagedFileError(
                     f"{flag} {path} is damaged: its bytes are not those that vitcod wrote; make it or copy it "
                     "again."
                 )
@@ -120,7 +120,7 @@ def open_safetensors(
         what = describe(path)
         if what is not None and what.container != "safetensors":
             raise VitcodError(f"{flag} {path} is not a safetensors file: it seems to be {what}.") from error
-        raise VitcodError(
+        raise DamagedFileError(
             f"{flag} {path} is not a whole safetensors file ({first_line(error)}); it may have been cut short: "
             "make it again."
         ) from error
@@ -169,7 +169,9 @@ def _own_metadata(metadata: Mapping[str, str], path: str | os.PathLike[str], fla
             raise ValueError("not ours")
     # RecursionError: nested deeper than Python's stack.
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise VitcodError(f"{flag} {path} has vitcod metadata that can't be read; make the file again.") from error
+        raise DamagedFileError(
+            f"{flag} {path} has vitcod metadata that can't be read; make the file again."
+        ) from error
     if version > VERSION:
         raise VitcodError(
             f"{flag} {path} was written by a newer vitcod (format version {str(version)[:20]}, this one reads up "

@@ -24,7 +24,7 @@ from vitcod_cli.artifacts.describe import RUN_STATE
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.run_files import BOUNDARY
 from vitcod_cli.artifacts.safetensors_file import open_safetensors, read_safetensors_info, write_safetensors
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import DamagedFileError, VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.settings import Settings, settings_of
 from vitcod_cli.training.position import Position
@@ -120,10 +120,8 @@ class StateFile:
         path = path or self.path
         try:
             yield
-        except VitcodError as error:
-            what, _, advice = str(error).partition("; ")
-            if "make it again" not in advice:
-                raise
+        except DamagedFileError as error:
+            what, _, _ = str(error).rpartition("; ")
             raise VitcodError(f"{what}; {self._way_on(path)}.") from error
         except ValueError as error:
             raise VitcodError(f"{FLAG} {path} is damaged ({error}); {self._way_on(path)}.") from error
