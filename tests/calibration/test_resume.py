@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from stopping import BLOCKS, STEPS, Never, Step, Stopper, make_checkpoint, run
 
 from vitcod_cli.artifacts.run_directory import RunDirectory
+from vitcod_cli.artifacts.safetensors_file import write_safetensors
 from vitcod_cli.errors import Interrupted, VitcodError
 
 FILE = "calibration.safetensors"
@@ -197,11 +198,12 @@ def test_what_changes_no_weight_goes_on(start: Start, tmp_path: Path, partial: t
 
 
 def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """As if vitcod had written it so, checksum included."""
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["vitcod"])
     tensors = load_file(path)
     change(tensors, about)
-    save_file(tensors, path, {"vitcod": json.dumps(about)})
+    write_safetensors(path, tensors, about["format"], about)
 
 
 def cut_short(path: Path) -> None:
@@ -255,8 +257,10 @@ def a_list_for_the_fingerprint(path: Path) -> None:
     rewritten(path, lambda tensors, about: about.update(fingerprint=[1]))
 
 
-def of_a_newer_version(path: Path) -> None:
-    rewritten(path, lambda tensors, about: about.update(version=99))
+def of_other_bytes(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
 
 
 def of_another_kind(path: Path) -> None:
@@ -266,7 +270,7 @@ def of_another_kind(path: Path) -> None:
 DAMAGES = [
     cut_short, emptied, text, without_a_tensor, of_another_shape, of_another_type, not_finite, reports_of_nothing,
     more_blocks_than_there_are, a_number_for_reports, text_for_an_error, a_list_for_the_fingerprint,
-    of_a_newer_version, of_another_kind,
+    of_other_bytes, of_another_kind,
 ]  # fmt: skip
 
 
@@ -354,3 +358,21 @@ def test_two_processes_stop_at_the_same_step_and_resume_to_the_bit(
     assert codes == [0, 0], said
     assert said.count("Going on with the calibration: 1 of 3 blocks are finished") == 1
     assert_same(whole, tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_two_processes_have_enough_with_three_images_and_not_with_two(
+    checkpoints: dict[str, str], image_folder: Path, tmp_path: Path
+) -> None:
+    """One process holds back an image, the other has none to hold back."""
+    options = {"step": "sparse", "checkpoint": checkpoints["sparse"], "images": str(image_folder)}
+    codes, said = group(tmp_path / "three", calibrate_images=3, **options)
+    assert codes == [0, 0], said
+    errors = [line["error_before"] for line in figures(tmp_path / "three") if line.get("stage") == "calibrate"]
+    assert len(errors) == BLOCKS
+    assert all(isinstance(error, float) for error in errors)
+    codes, said = group(tmp_path / "two", calibrate_images=2, **options)
+    assert codes == [1, 1]
+    assert "each of the 2 processes fits to one and one more is held out to judge by, which makes 3;" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "two").exists()

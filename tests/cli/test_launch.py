@@ -164,7 +164,10 @@ def test_tasks_of_srun_are_one_run(tiny_checkpoint: Path, image_folder: Path, tm
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_processes(image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+def test_a_signal_reaches_the_processes(
+    image_folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     words = f"finetune-dense --nproc-per-node 2 {TINY} --data-path {image_folder} --epochs 100000 --batch-size 4"
     launcher = [sys.executable, str(ROOT / "vitcod"), *words.split(), "--workers", "0", "--output-dir", "run"]
     process = start(launcher, tmp_path)
@@ -174,10 +177,10 @@ def test_ctrl_c_reaches_the_processes(image_folder: Path, tmp_path: Path) -> Non
         said.append(line)
         if line.startswith("Epoch 1:"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     said.append(rest)
-    assert process.returncode == 130, "".join(said)
+    assert process.returncode == code, "".join(said)
     assert "Traceback" not in "".join(said)
     assert "--resume" in rest
     assert (tmp_path / "run/state.safetensors").exists()

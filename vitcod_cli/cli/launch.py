@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     # The processes tell their own errors; the agent's would only repeat them with its traceback.
     logging.disable(logging.ERROR)
     command = ["--standalone", f"--nproc-per-node={processes}", "-m", "vitcod_cli", *arguments]
+    # torchrun would die of a SIGUSR1; it passes on a SIGTERM, which to the processes is the same.
+    before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         torchrun.run(torchrun.parse_args(command))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
@@ -81,6 +84,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
             "memory or disk, or start fewer."
         ) from error
     finally:
+        signal.signal(signal.SIGUSR1, before)
         logging.disable(logging.NOTSET)
         del os.environ[LAUNCHER]
 
