@@ -20,12 +20,12 @@ Importing it imports neither torch nor timm; using what is in it does.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from vitcod_cli.version import __version__
 
+TYPE_CHECKING = False  # importing typing takes a while, in which Ctrl-C would end in a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from vitcod_cli.api import load, save
     from vitcod_cli.artifacts.run_directory import OutputSettings
     from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
@@ -112,6 +112,8 @@ def __getattr__(name: str) -> Any:
     """What the API has under ``name``, imported when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vitcod_cli' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"vitcod_cli.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

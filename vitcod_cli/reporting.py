@@ -1,5 +1,7 @@
 """Messages and progress of long work, without knowing the console: a protocol and its silent form.
 
+And :func:`visible`, through which whatever goes to a terminal passes.
+
 The command line passes a Rich implementation (``cli/console.py``); tests and processes other
 than rank 0 pass :class:`SilentReporter`.
 """
@@ -9,6 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+_BLANKS = " \u00a0\u3000"
+
+
+def visible(text: str) -> str:
+    """``text`` as one line that shows itself and does nothing: ``\\x1b``, ``\\n``, ``\\u202e`` are spelt out.
+
+    Names of files, values of options and what foreign files say of themselves may hold escape sequences,
+    line ends and marks that turn the direction of reading, which would forge or hide other messages.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in _BLANKS else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 class Progress(Protocol):

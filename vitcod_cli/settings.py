@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -259,8 +260,8 @@ def _check_text(info: Setting, text: str, *, known_blank: bool) -> None:
     if "\0" in text:
         raise VitcodError(f"{info.flag} {shown(text)} holds a NUL character; leave it out.")
     try:
-        text.encode()
-    except UnicodeEncodeError:  # it could be written neither to config.yaml nor to a checkpoint
+        os.fsencode(text).decode()  # in an ASCII locale, any other letter is a surrogate, and no less a letter
+    except UnicodeError:  # it could be written neither to config.yaml nor to a checkpoint
         raise VitcodError(f"{info.flag} {shown(text)} is not valid UTF-8; rename it.") from None
 
 

@@ -190,7 +190,7 @@ def test_nothing_is_overwritten_unasked(
     message = refusal(source, capsys)
     assert "--overwrite" in message
     assert "--output" in message
-    assert "the source itself" in refusal(source, capsys, output=str(source), overwrite=True)
+    assert "is read by this command" in refusal(source, capsys, output=str(source), overwrite=True)
     (ours,) = run(source, capsys, overwrite=True)
     assert np.array_equal(read_mask(ours).keep, ~random_mask())
     # A sparse checkpoint writes two files, and neither may be lost.

@@ -232,3 +232,13 @@ def test_compiled(cli: Cli, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPat
 def test_the_module_loads_no_torch() -> None:
     code = "import sys; import vitcod_cli.commands.bench; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_names_of_files_are_made_visible(cli: Cli, sparse_checkpoint: Path) -> None:
+    evil = Path("\x1b[31m\nError: forged.safetensors")
+    sparse_checkpoint.rename(evil)
+    outcome = cli("bench", *QUICK, "--checkpoint", evil, "--batch-size", 1)
+    assert outcome.code == 0, outcome.err
+    assert "\\x1b[31m\\nError:" in outcome.out
+    assert "\x1b" not in outcome.out
+    assert not [line for line in outcome.out.splitlines() if line.startswith(("Error", "forged"))]

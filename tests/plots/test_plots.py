@@ -131,3 +131,9 @@ def test_plot_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
     assert "different models" in cli("plot", "map.npy", "other.npy").error
     assert "second mask" in cli("plot", "mask.npy", "other.npy").error
     assert "nowhere.npy" in cli("plot", "nowhere.npy").error
+
+
+def test_a_title_of_any_letters(make_map: MakeMap, tmp_path: Path) -> None:
+    """It may come from a file, or be bytes that this locale can't read."""
+    title = "\udcff\x1b[31m\n$\\frac$"
+    save_plots(Maps(make_map(blocks=1)), tmp_path, title, SilentReporter())

@@ -7,12 +7,13 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from vitcod_cli.artifacts.temporary import SUFFIX, is_abandoned, prefix_for
 from vitcod_cli.errors import DamagedFileError, VitcodError
 
 _LONGEST = 300
@@ -26,8 +27,10 @@ def atomic_path(path: str | os.PathLike[str], before_replace: Callable[[], None]
     """A path to write to, whose file takes the place of ``path`` when the block ends well.
 
     It lies in a hidden folder beside ``path``, which also holds whatever a library writes on its way.
-    Missing parent folders are made. On any error, an interrupt included, the folder is removed and
-    what was at ``path`` before is as it was. A reader sees the old file or the new one.
+    Missing parent folders are made. On any error, an interrupt included, both are removed again and
+    what was at ``path`` before is as it was. A reader sees the old file or the new one; of two
+    processes that write it at once, the one that ends last wins. What a killed process left beside
+    ``path`` is removed.
 
     Args:
         before_replace: called when the new file is whole, just before it takes its place.
@@ -35,16 +38,10 @@ def atomic_path(path: str | os.PathLike[str], before_replace: Callable[[], None]
     Raises:
         VitcodError: if the disk is full or it can't be written to.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
-    if target.exists() and not target.is_file():
-        what = "a folder" if target.is_dir() else "not a regular file"
-        raise VitcodError(f"Can't write {path}: it is {what}; name a file.")
+    target = _checked_target(path, "The file")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(
-            prefix=f".{target.name[:80]}.vitcod-", suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
-        ) as folder:
-            temporary = Path(folder) / "file"
+        with _temporary_folder(target, stays=True) as folder:
+            temporary = folder / "file"
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
@@ -54,26 +51,138 @@ def atomic_path(path: str | os.PathLike[str], before_replace: Callable[[], None]
                 before_replace()
             os.replace(temporary, target)
     except OSError as error:
-        raise VitcodError(_cannot_write(path, error)) from error
+        raise VitcodError(_cannot_write(path, error, "The file")) from error
     with suppress(OSError):  # some file systems can't sync a folder; the file itself is safe by now
         _sync(target.parent)
 
 
-def free_path(path: str | os.PathLike[str], overwrite: bool, flag: str = "--output") -> Path:
-    """``path`` as a Path, once it is known that a file may be written there.
+def free_path(
+    path: str | os.PathLike[str],
+    overwrite: bool,
+    flag: str = "--output",
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
+) -> Path:
+    """``path`` as a Path, once it is known that a file can be written there; it is tried, and leaves no trace.
+
+    Args:
+        overwrite: whether a file that is there may be replaced.
+        flag: the option that names ``path``.
+        inputs: what the command reads, and must not replace; None and addresses are passed over.
 
     Raises:
-        VitcodError: if there is a file already and it may not be overwritten.
+        VitcodError: if it is no name for a file, something else is there, or it can't be written.
     """
-    if os.path.exists(path) and not overwrite:
+    target = _checked_target(path, flag)
+    for source in inputs:
+        with suppress(OSError, ValueError):
+            if source is not None and os.path.samefile(source, target):
+                raise VitcodError(f"{flag} {path} is read by this command; name another file to write.")
+    if os.path.exists(target) and not overwrite:
         raise VitcodError(f"{path} exists; replace it with --overwrite, or name another file with {flag}.")
+    try:
+        _try_to_write(target)
+    except OSError as error:
+        raise VitcodError(_cannot_write(path, error, flag)) from error
+    return Path(path)
+
+
+def free_folder(path: str | os.PathLike[str], flag: str = "--output-dir") -> Path:
+    """``path`` as a Path, once it is known that files can be written in it; it is tried, and leaves no trace.
+
+    Raises:
+        VitcodError: if it is no name for a folder, something else is there, or it can't be made or written to.
+    """
+    _check_name(path, flag, "folder")
+    folder = Path(os.path.realpath(path))
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise VitcodError(f"{flag} {path} is a file; name a folder.")
+    try:
+        _try_to_write(folder / "file")
+    except OSError as error:
+        raise VitcodError(_cannot_write(path, error, flag)) from error
     return Path(path)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove what processes that were killed while writing have left in ``folder``."""
-    for leftover in Path(folder).glob(".*.vitcod-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what processes that were killed while writing have left in ``folder``, not what living ones write."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(SUFFIX) and is_abandoned(Path(entry.path)):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _check_name(path: str | os.PathLike[str], subject: str, noun: str) -> None:
+    name = os.fspath(path)
+    if not name:
+        raise VitcodError(f"{subject} {name!r}: the name is empty; name a {noun}.")
+    if "\0" in name:
+        raise VitcodError(f"{subject} {name!r}: no name can have a null character; name another {noun}.")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise VitcodError(
+            f"{subject} {name!a}: this system's encoding ({error.encoding}) has no such name; use plain letters, "
+            "or set LC_ALL to a UTF-8 locale."
+        ) from error
+
+
+def _checked_target(path: str | os.PathLike[str], subject: str) -> Path:
+    """The file that ``path`` leads to, which may be missing; raises a VitcodError if it can't be a file.
+
+    Not by methods of Path: those raise for names that are too long.
+    """
+    _check_name(path, subject, "file")
+    target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
+    if os.path.basename(os.fspath(path)) in ("", os.curdir, os.pardir) or os.path.isdir(target):
+        raise VitcodError(f"{subject} {path}: it is a folder; name a file in it.")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise VitcodError(f"{subject} {path}: it is not a regular file; name another file.")
+    return target
+
+
+@contextmanager
+def _temporary_folder(target: Path, *, stays: bool) -> Iterator[Path]:
+    """A hidden folder beside ``target``, for the time of the block.
+
+    Args:
+        stays: whether missing parents of ``target``, which are made, stay when the block ends well.
+    """
+    made = [path for path in target.parents if not os.path.exists(path)]
+    try:
+        with _make_temporary_folder(target) as folder:
+            remove_leftovers(target.parent)
+            yield Path(folder)
+    except BaseException:
+        stays = False
+        raise
+    finally:
+        for path in [] if stays else made:
+            with suppress(OSError):  # somebody else may write there by now
+                path.rmdir()
+
+
+def _make_temporary_folder(target: Path) -> TemporaryDirectory[str]:
+    tries = 10
+    while True:
+        tries -= 1
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return TemporaryDirectory(
+                prefix=prefix_for(target.name), suffix=SUFFIX, dir=target.parent, ignore_cleanup_errors=True
+            )
+        except FileNotFoundError:  # another process has made the parent for a try, too, and removed it
+            if not tries:
+                raise
+
+
+def _try_to_write(target: Path) -> None:
+    """Write a file of that name in a temporary folder beside ``target``; raise the OSError if that fails."""
+    with (
+        _temporary_folder(target, stays=False) as folder,
+        open(folder / target.name, "wb", buffering=0) as file,
+    ):
+        file.write(bytes(4096))
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:
@@ -84,8 +193,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
-    kept = "the file that was there is untouched" if os.path.exists(path) else "nothing was written"
+def _cannot_write(path: str | os.PathLike[str], error: OSError, subject: str) -> str:
+    kept = "what was there is untouched" if os.path.exists(path) else "nothing was written"
     if error.errno in _FULL:
         return (
             f"The disk is full: {path} could not be written ({os.strerror(error.errno)}) and {kept}; free some "
@@ -93,7 +202,10 @@ def _cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
         )
     in_a_file = isinstance(error, (FileExistsError, NotADirectoryError))
     reason = "its folder is a file" if in_a_file else error.strerror or str(error)
-    return f"Can't write {path} ({reason}), {kept}; choose a folder that you may write to."
+    way_on = (
+        "choose a shorter name" if error.errno == errno.ENAMETOOLONG else "choose a folder that you may write to"
+    )
+    return f"{subject} {path} can't be written ({reason}) and {kept}; {way_on}."
 
 
 def checked_path(path: str | os.PathLike[str], flag: str) -> Path:

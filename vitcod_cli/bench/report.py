@@ -11,6 +11,7 @@ from rich.table import Table
 from vitcod_cli.bench.counting import Counts
 from vitcod_cli.bench.measure import Measurement, Results
 from vitcod_cli.bench.verdict import in_ms, mask_verdict, times
+from vitcod_cli.reporting import visible
 
 FIRST, UNMASKED, OTHER = "model", "no mask", "against"
 """How the results call the model, the same without its mask, and a checkpoint of ``--against``."""
@@ -55,12 +56,11 @@ class Report:
             "mask_verdict": self.verdict,
         }
 
-    def text(self) -> str:
+    def text(self, *, colors: bool = False) -> str:
         """Tables and sentences, as wide as the terminal; 80 columns in a pipe."""
-        console = Console(markup=False, highlight=False, emoji=False)
+        console = Console(markup=False, highlight=False, emoji=False, force_terminal=colors)
         with console.capture() as captured:
-            for line in self._heading():
-                console.print(line)
+            console.print(self._heading())
             console.print("\nCounted, for one image", style="bold")
             console.print(self._counted())
             if self.counts[FIRST].auto_encoder_parameters and not self.counts[FIRST].auto_encoder_macs:
@@ -76,18 +76,22 @@ class Report:
                 console.print(f"\n{self.verdict}")
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
-    def _heading(self) -> list[str]:
+    def _heading(self) -> Table:
+        """Long lines go on below themselves, so that what a name says never begins one."""
         env = self.environment
         how = [
             f"{env['threads']} threads" if env["threads"] > 1 else "1 thread",
             env["precision"],
         ]
         how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if env[word]]
-        return [
-            *(f"{name + ':':8} {_in_words(about)}" for name, about in self.about.items()),
-            f"{'on:':8} {', '.join([env['device_name'], *how])}",
-            f"{'with:':8} torch {env['torch']}, timm {env['timm']}, vitcod {env['vitcod']}",
-        ]
+        heading = Table.grid(padding=(0, 1, 0, 0))
+        heading.add_column(min_width=8, no_wrap=True)
+        heading.add_column(overflow="fold")
+        for name, about in self.about.items():
+            heading.add_row(f"{name}:", visible(_in_words(about)))
+        heading.add_row("on:", visible(", ".join([env["device_name"], *how])))
+        heading.add_row("with:", f"torch {env['torch']}, timm {env['timm']}, vitcod {env['vitcod']}")
+        return heading
 
     def _counted(self) -> Table:
         names = [name for name in self.about if name != UNMASKED]

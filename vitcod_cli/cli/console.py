@@ -7,14 +7,17 @@ processes other than rank 0 it is nothing.
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vitcod_cli.cli.streams import results, say, styled, talk
 from vitcod_cli.distributed import is_main
-from vitcod_cli.reporting import Progress, Reporter, SilentReporter
+from vitcod_cli.reporting import Progress, Reporter, SilentReporter, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -34,14 +37,45 @@ def console() -> Reporter:
 
 
 def print_result(text: str) -> None:
-    """Print data for people and pipes to stdout (rank 0 only)."""
+    """Print one line for people and pipes to stdout (rank 0 only).
+
+    Raises:
+        VitcodError: if it can't be written, as all of these.
+    """
     if is_main():
-        print(text, flush=True)
+        results().deliver(f"{visible(text)}\n")
+
+
+def print_table(text: str) -> None:
+    """Print lines that Rich has laid out, colours and all (rank 0 only)."""
+    if is_main():
+        results().deliver(f"{styled(text)}\n")
+
+
+def shows_colors() -> bool:
+    """Whether stdout is a terminal."""
+    return bool(results().isatty())
+
+
+def print_path(path: str | os.PathLike[str]) -> None:
+    """Print the path of a file that was written (rank 0 only): byte for byte, unless on a terminal."""
+    if is_main():
+        name = os.fspath(path)
+        results().deliver(f"{visible(name)}\n" if shows_colors() else os.fsencode(name) + b"\n")
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object to stdout (rank 0 only)."""
-    print_result(json.dumps(value, indent=2))
+    """Print one JSON object to stdout (rank 0 only), in ASCII. What isn't a finite number is null."""
+    if is_main():
+        results().deliver(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_fit(result: FitResult, *, as_json: bool) -> None:
@@ -64,11 +98,11 @@ class PlainReporter:
 
     def info(self, text: str) -> None:
         """Say one line."""
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def warn(self, text: str) -> None:
         """Say one line, marked."""
-        print(f"Warning: {text}", file=sys.stderr, flush=True)
+        say(f"Warning: {text}")
 
     @contextmanager
     def progress(self, description: str, total: float | None, unit: str = "images") -> Iterator[Progress]:
@@ -105,22 +139,36 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+class _Unescaped:
+    """stderr for Rich: what can't be delivered is dropped, and escape sequences are Rich's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(talk(), name)
+
+    def write(self, text: str) -> int:
+        """Write it as it is."""
+        talk().deliver(text)
+        return len(text)
+
+
 class RichReporter:
     """A bar with speed and remaining time on the terminal; nested work gets a bar below."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        file: Any = _Unescaped()
+        # Values are made visible here; what Rich adds itself the terminal is to obey.
+        self.console = Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bars: RichProgress | None = None
 
     def info(self, text: str) -> None:
         """Say one line, above the bar if there is one."""
-        self.console.print(text)
+        self.console.print(visible(text))
 
     def warn(self, text: str) -> None:
         """Say one line, marked and in yellow."""
-        self.console.print(f"Warning: {text}", style="yellow")
+        self.console.print(visible(f"Warning: {text}"), style="yellow")
 
     @contextmanager
     def progress(self, description: str, total: float | None, unit: str = "images") -> Iterator[Progress]:
@@ -130,7 +178,7 @@ class RichReporter:
         if outermost:
             self._bars = bars
             bars.start()
-        task = bars.add_task(description, total=total, unit=unit, figures="", speed="")
+        task = bars.add_task(visible(description), total=total, unit=unit, figures="", speed="")
         try:
             yield _RichProgress(bars, task, unit)
         finally:
@@ -143,15 +191,17 @@ class RichReporter:
         from rich import progress
 
         return progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=None),
             progress.TaskProgressColumn(),
-            progress.TextColumn("{task.fields[speed]}"),
+            progress.TextColumn("{task.fields[speed]}", markup=False),
             progress.TimeRemainingColumn(elapsed_when_finished=True),
-            progress.TextColumn("{task.fields[figures]}"),
+            progress.TextColumn("{task.fields[figures]}", markup=False),
             console=self.console,
             transient=True,
             refresh_per_second=4,
+            redirect_stdout=False,  # what others print goes through our own streams
+            redirect_stderr=False,
         )
 
 
@@ -163,4 +213,4 @@ class _RichProgress:
         """Move the bar."""
         speed = self.bars._tasks[self.task].speed
         shown = f"{speed:.3g} {self.unit}/s" if speed else ""
-        self.bars.update(self.task, advance=amount, speed=shown, figures=metrics_text(metrics))
+        self.bars.update(self.task, advance=amount, speed=visible(shown), figures=visible(metrics_text(metrics)))

@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import logging
-import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+from vitcod_cli.cli.stop import StopSignals
+from vitcod_cli.cli.streams import ReaderGoneError, guard, say
 from vitcod_cli.distributed import first_to_report, is_main
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.reporting import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: this process's) and return its exit code.
 
-    0: done; 1: the user's mistake or a broken input, told in one sentence on stderr; 2: wrong
-    usage; 130 / 143: stopped by Ctrl-C / SIGTERM. A defect of ours keeps its traceback.
+    0: done; 1: the user's mistake, a broken input, or a result that can't be shown, told in one sentence
+    on stderr; 2: wrong usage; 128 + n: stopped by signal n, such as 130 by Ctrl-C and 143 by SIGTERM.
+    A defect of ours keeps its traceback.
     """
+    stop, restore = StopSignals(), guard()
+    try:
+        stop.install()
+        try:
+            code = _outcome(sys.argv[1:] if argv is None else list(argv), stop)
+        finally:
+            stop.end()
+    except BaseException as error:
+        # Whatever a signal has become on its way up: imports turn it into an ImportError of their own.
+        number = stop.received or getattr(error, "sigval", None)  # of torchrun's SignalException
+        if number is None:
+            raise
+        code = 128 + int(number)
+        if is_main():
+            say("Interrupted." if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}.")
+    finally:
+        if argv is not None:  # else the process ends, and its last words go through them too
+            stop.restore()
+            restore()
+    return code
+
+
+def _outcome(arguments: list[str], stop: StopSignals) -> int:
     if not is_main():
         # Else what timm and torch log would be said by every process.
         logging.getLogger().addHandler(logging.NullHandler())
@@ -26,21 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Third parties' advice to programmers is noise to users; PYTHONWARNINGS brings it back.
             warnings.simplefilter("ignore")
         try:
-            code = _run(sys.argv[1:] if argv is None else list(argv))
-            sys.stdout.flush()
+            code = _run(arguments)
+            if stop.received is not None and code:
+                raise Interrupted(code)
             return code
+        except ReaderGoneError:
+            return 1
         except VitcodError as error:
+            if stop.received is not None:
+                raise
             if first_to_report():
-                print(f"Error: {error}", file=sys.stderr, flush=True)
+                say(f"Error: {error}")
             return 1
         except KeyboardInterrupt:
             if is_main():
-                print("Interrupted.", file=sys.stderr, flush=True)
+                say("Interrupted.")
             return 130
-        except BrokenPipeError:
-            # Whoever read our output has gone; point stdout elsewhere so that its last flush is quiet too.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -49,10 +78,22 @@ def _run(arguments: list[str]) -> int:
     from vitcod_cli.cli.app import app
 
     try:
-        get_command(app).main(arguments, prog_name="vitcod")
+        code = get_command(app).main(arguments, prog_name="vitcod", standalone_mode=False)
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
-        print(error.code, file=sys.stderr, flush=True)  # sys.exit("text"), as Python itself treats it
+        say(str(error.code))  # sys.exit("text"), as Python itself treats it
         return 1
-    return 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Click's own, which Typer gives no public name
+            raise
+        return _usage_error(error)
+    return code if isinstance(code, int) else 0
+
+
+def _usage_error(error: Any) -> int:
+    """Say what Typer says, but in lines that only we can break."""
+    error.message = visible(error.message)
+    if is_main():
+        error.show(file=sys.stderr)
+    return int(error.exit_code)

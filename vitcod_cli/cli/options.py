@@ -19,6 +19,7 @@ import typer
 from vitcod_cli.cli.coerce import bare
 from vitcod_cli.cli.config import ConfigOption
 from vitcod_cli.cli.launch import check_agreement, check_count, is_launched, launch
+from vitcod_cli.cli.streams import reserved_stdout
 from vitcod_cli.distributed import check_environment
 from vitcod_cli.settings import Option, Setting, Settings, options_of
 
@@ -42,6 +43,7 @@ def flatten(function: Command) -> Callable[..., None]:
     parameters = [_parameter(option) for option in options_of(options).values()]
     parameters.append(_keyword("config", None, ConfigOption))
     parameters.append(_keyword("context", inspect.Parameter.empty, typer.Context))
+    function = reserved_stdout()(function)  # what libraries print meanwhile is no result
 
     def command(*, context: typer.Context, config: str | None, **values: Any) -> None:
         check_environment()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitcod_cli.bench.settings import BenchOptions
-from vitcod_cli.cli.console import console, print_json, print_result
+from vitcod_cli.cli.console import console, print_json, print_table, shows_colors
 
 
 def bench(options: BenchOptions) -> None:
@@ -19,4 +19,4 @@ def bench(options: BenchOptions) -> None:
     if options.result.json:
         print_json(report.to_dict())
     else:
-        print_result(report.text())
+        print_table(report.text(colors=shows_colors()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcod_cli.cli.console import console, print_result
+from vitcod_cli.cli.console import console, print_path
 from vitcod_cli.export.convert_settings import ConvertOptions
 
 
@@ -11,4 +11,4 @@ def convert(options: ConvertOptions) -> None:
     from vitcod_cli.export.convert import convert as run
 
     for path in run(options, console()):
-        print_result(str(path))
+        print_path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from vitcod_cli.cli.console import console, print_result
 from vitcod_cli.steps.options import DemoOptions
@@ -17,9 +16,9 @@ def demo(options: DemoOptions) -> None:
     """
     from vitcod_cli.steps.demo import Demonstration, table
 
-    folder, start = Path(options.output_dir), time.monotonic()
-    print_result("\n".join(table(Demonstration(folder, console()).run())))
-    print_result(
-        f"\n{time.monotonic() - start:.0f} s in all. In {folder}: the runs, attn.safetensors, the masks, and"
-    )
-    print_result("plots/: the attention map and the 80 % mask of each block, side by side.")
+    start = time.monotonic()
+    for line in table(Demonstration(options, console()).run()):
+        print_result(line)
+    print_result("")
+    print_result(f"{time.monotonic() - start:.0f} s in all. In {options.output_dir}: the runs, attn.safetensors,")
+    print_result("the masks, and plots/: attention map and 80 % mask of each block, side by side.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcod_cli.cli.console import console, print_json, print_result
+from vitcod_cli.cli.console import console, print_json, print_path
 from vitcod_cli.steps.options import AttentionMapOptions
 
 
@@ -17,4 +17,4 @@ def dump_attn(options: AttentionMapOptions) -> None:
     if options.result.json:
         print_json(result._asdict())
     else:
-        print_result(result.path)
+        print_path(result.path)

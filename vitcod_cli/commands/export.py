@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcod_cli.cli.console import console, print_json, print_result
+from vitcod_cli.cli.console import console, print_json, print_path
 from vitcod_cli.export.settings import ExportOptions
 
 
@@ -18,4 +18,4 @@ def export(options: ExportOptions) -> None:
     if options.result.json:
         print_json(result)
     else:
-        print_result(result["path"])
+        print_path(result["path"])

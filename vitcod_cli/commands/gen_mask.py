@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcod_cli.cli.console import console, print_json, print_result
+from vitcod_cli.cli.console import console, print_json, print_path
 from vitcod_cli.masks.settings import MaskOptions
 
 
@@ -21,4 +21,4 @@ def gen_mask(options: MaskOptions) -> None:
     if options.result.json:
         print_json({"path": str(path), **mask_metrics(mask)})
     else:
-        print_result(str(path))
+        print_path(path)

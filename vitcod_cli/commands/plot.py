@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcod_cli.cli.console import console, print_result
+from vitcod_cli.cli.console import console, print_path
 from vitcod_cli.plots.settings import PlotOptions
 
 
@@ -14,4 +14,4 @@ def plot(options: PlotOptions) -> None:
     from vitcod_cli.plots.plot import plot as draw
 
     for path in draw(options, console()):
-        print_result(str(path))
+        print_path(path)

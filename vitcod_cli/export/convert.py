@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +66,13 @@ def _target(options: ConvertOptions, suffix: str) -> Path:
     target = Path(options.output) if options.output is not None else name.with_suffix(suffix)
     if options.output is None and target == name:
         target = name.with_name(f"{name.stem}_vitcod{suffix}")
-    if target.exists() and not is_url(source) and os.path.samefile(source, target):
-        raise VitcodError(f"--output {target} is the source itself; name another file.")
-    return free_path(target, options.overwrite)
+    return free_path(
+        target if options.output is None else options.output, options.overwrite, inputs=_inputs(options)
+    )
+
+
+def _inputs(options: ConvertOptions) -> list[str]:
+    return [path for path in (options.source, options.mask) if path is not None]
 
 
 # -- arrays -----------------------------------------------------------------------------------
@@ -119,11 +122,14 @@ def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Pat
         return [target]
     keep, mask_target = keep_mask(model), target.with_name(f"{target.stem}_mask.npy")
     if keep is not None:
-        write_npy(free_path(mask_target, options.overwrite), published_mask(Mask(keep.numpy())))
+        free_path(mask_target, options.overwrite, inputs=_inputs(options))
     weights = {name: value for name, value in tensors.items() if not name.endswith(".keep")}
     mask_name = None if keep is None else mask_target.name
     write_pickled(target, published_checkpoint(weights, model_config(model), checkpoint.info, mask_name))
-    return [target] if keep is None else [target, mask_target]
+    if keep is None:
+        return [target]
+    write_npy(mask_target, published_mask(Mask(keep.numpy())))
+    return [target, mask_target]
 
 
 def _model_of(checkpoint: Checkpoint, options: ConvertOptions, reporter: Reporter) -> VisionTransformer:

@@ -29,7 +29,7 @@ def export(options: ExportOptions, reporter: Reporter) -> dict[str, Any]:
         VitcodError: if a package is missing, the model can't be read, or can't be exported in this form.
         RuntimeError: if the file computes something else than the model.
     """
-    path = free_path(options.path, options.overwrite)
+    path = free_path(options.output, options.overwrite, inputs=(options.checkpoint, options.mask))
     if options.form == "onnx":
         check_onnx_packages()
     model = load_model(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcod_cli.reporting import visible
+
 DPI = 100
 FONT = 12
 _TOP, _LEFT, _BOTTOM, _RIGHT = 100, 80, 80, 140
@@ -37,10 +39,11 @@ class Canvas:
         return self.figure.add_axes(box)
 
     def headline(self, text: str) -> None:
-        """The title of the whole picture."""
+        """The title of the whole picture, in letters that any font has."""
+        text = visible(text)
         y, room = 1 - 28 / self.height, self.width - _LEFT
         size = min(16.0, 1.15 * room / max(len(text), 1))  # a bold letter is 0.86 pixels wide for each point
-        self.figure.text(_LEFT / self.width, y, text, fontsize=size, weight="bold", va="center")
+        self.figure.text(_LEFT / self.width, y, text, fontsize=size, weight="bold", va="center", parse_math=False)
 
     def footnote(self, text: str) -> None:
         """A small line below everything."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitcod_cli.artifacts.attention_map import read_attention_map
 from vitcod_cli.artifacts.describe import MASK, describe
-from vitcod_cli.artifacts.files import checked_path
+from vitcod_cli.artifacts.files import checked_path, free_folder
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.plots.draw import Maps, save_plots
@@ -23,7 +23,7 @@ def plot(options: PlotOptions, reporter: Reporter) -> list[Path]:
     Raises:
         VitcodError: if a file can't be read or written, or map and mask are of different models.
     """
-    folder = Path(options.output_dir)
+    folder = free_folder(options.output_dir)
     if (folder / "overview.png").exists() and not options.overwrite:
         raise VitcodError(
             f"{folder} holds pictures already; replace them with --overwrite, or name another folder."

@@ -14,7 +14,7 @@ from vitcod_cli.attention.importance import collect_importance
 from vitcod_cli.data.calibration import calibration_images
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
-from vitcod_cli.distributed import is_main
+from vitcod_cli.distributed import is_main, on_main
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import fold_auto_encoders, keep_mask
 from vitcod_cli.model.load import load_model
@@ -40,8 +40,8 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
     Raises:
         VitcodError: if options, weights and data don't go together, or something can't be read or written.
     """
-    free_path(options.output, options.overwrite)
     with start(options.runtime) as runtime:
+        on_main(lambda: free_path(options.output, options.overwrite, inputs=(options.checkpoint, options.mask)))
         model = load_model(
             options.model, options.checkpoint, flag="--checkpoint", reporter=reporter, mask=options.mask
         )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from vitcod_cli.artifacts.files import free_folder
 from vitcod_cli.artifacts.run_directory import OutputSettings, locked_folder
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.report import mask_table
 from vitcod_cli.masks.settings import MaskOptions, MaskSettings
@@ -28,7 +30,7 @@ from vitcod_cli.steps.attention_map import dump_attention
 from vitcod_cli.steps.dense import finetune_dense
 from vitcod_cli.steps.lowrank import finetune_lowrank
 from vitcod_cli.steps.mask import make_mask
-from vitcod_cli.steps.options import AttentionMapOptions, DenseOptions, LowRankOptions, SparseOptions
+from vitcod_cli.steps.options import AttentionMapOptions, DemoOptions, DenseOptions, LowRankOptions, SparseOptions
 from vitcod_cli.steps.sparse import finetune_sparse
 from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
 from vitcod_cli.training.trainer import FitResult
@@ -74,8 +76,11 @@ class Row:
 class Demonstration:
     """The steps in turn; each is shown as the command line that does the same."""
 
-    def __init__(self, folder: Path, reporter: Reporter) -> None:
-        self.folder, self.reporter = folder, reporter
+    def __init__(self, options: DemoOptions, reporter: Reporter) -> None:
+        """Raise a VitcodError unless the folder is free, or may be written over."""
+        self.folder, self.reporter = free_folder(options.output_dir), reporter
+        if not options.overwrite and os.path.isdir(self.folder) and os.listdir(self.folder):
+            raise VitcodError(f"--output-dir {self.folder} is not empty; add --overwrite, or name another folder.")
         self.rows: list[Row] = []
 
     def run(self) -> list[Row]:
@@ -146,7 +151,8 @@ class Demonstration:
         return {"data": DATA, "augmentation": AUGMENTATION, "runtime": RUNTIME, "output": output}
 
     def _show(self, command: str, options: Settings) -> None:
-        self.reporter.info(f"\n$ {shlex.join(['vitcod', command, *options.arguments()])}")
+        self.reporter.info("")
+        self.reporter.info(f"$ {shlex.join(['vitcod', command, *options.arguments()])}")
 
     def _add_row(self, name: str, result: FitResult, folder: str) -> None:
         """The line of a finished run: its own metrics, and what its model's mask saves."""

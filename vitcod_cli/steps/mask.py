@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vitcod_cli.artifacts.attention_map import read_attention_map
-from vitcod_cli.artifacts.files import checked_path, free_path
+from vitcod_cli.artifacts.files import checked_path, free_folder, free_path
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.masks.generate import generate_mask
@@ -20,14 +20,16 @@ def make_mask(options: MaskOptions, reporter: Reporter = QUIET) -> tuple[Path, M
     Raises:
         VitcodError: if the map can't be read, or the mask can't be made or written.
     """
-    if options.output is not None:
-        free_path(options.output, options.overwrite)
-    checked_path(options.attn_map, "--attn-map")
+    inputs = [checked_path(options.attn_map, "--attn-map")]
+    if options.output is None:
+        free_folder(options.output_dir)
+    else:
+        free_path(options.output, options.overwrite, inputs=inputs)
     with ThreadPoolExecutor(1) as pool:  # hashing a map takes as long as making the mask
         origin = pool.submit(provenance, "vitcod gen-mask", options.attn_map)
         mask = generate_mask(read_attention_map(options.attn_map), options.mask, reporter)
     name = f"{options.mask.chosen.name}_{mask.info['sparsity']:.2f}.safetensors"
     path = Path(options.output_dir, name) if options.output is None else Path(options.output)
-    free_path(path, options.overwrite)
+    free_path(path, options.overwrite, inputs=inputs)  # again: it may have been written meanwhile
     write_mask(path, Mask(mask.keep, {**mask.info, **origin.result()}))
     return path, mask

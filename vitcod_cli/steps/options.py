@@ -7,7 +7,6 @@ Imports neither torch nor timm, so that the help is instant. Those of step 3 sta
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
@@ -113,9 +112,3 @@ class DemoOptions(Settings, panel="Output"):
 
     output_dir: str = setting("vitcod-demo", "Folder for models, maps, masks and pictures.", metavar="FOLDER")
     overwrite: bool = setting(False, "Replace what an earlier demonstration wrote there.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        folder = Path(self.output_dir)
-        if folder.exists() and any(folder.iterdir()) and not self.overwrite:
-            raise VitcodError(f"--output-dir {folder} is not empty; add --overwrite, or name another folder.")
