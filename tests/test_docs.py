@@ -35,3 +35,19 @@ def test_what_the_readme_calls_from_python_is_there() -> None:
     }
     assert {"load", "compress", "SparseOptions"} <= named
     assert named <= set(vitcod_cli.__all__)
+
+
+def test_promises_name_tests_that_there_are() -> None:
+    root = PACKAGE.parent
+    pages = [(root / page).read_text(encoding="utf-8") for page in ("docs/promises.md", "README.md")]
+    named = {name for text in pages for name in re.findall(r"`(tests/[\w/]+(?:\.py)?(?:::\w+)?)`", text)}
+    assert len(named) > 50
+    missing = []
+    for name in named:
+        path, _, function = name.partition("::")
+        found = (root / path).exists()
+        if function:
+            found = found and f"\ndef {function}(" in (root / path).read_text(encoding="utf-8")
+        if not found:
+            missing.append(name)
+    assert not missing
