@@ -80,6 +80,8 @@ def test_what_a_killed_process_left_does_not_fill_a_folder(tmp_path: Path) -> No
     left = tmp_path / ".state.safetensors.vitcod-abc.tmp"
     left.mkdir()
     (left / "file").touch()
+    for path in (left / "file", left):  # a name that doesn't say whose it is: dead after a day
+        os.utime(path, (1, 1))
     (tmp_path / f".{LOCK}.xyz.tmp").touch()
     with open_run(settings(tmp_path)):
         assert not left.exists()
