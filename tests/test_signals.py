@@ -11,7 +11,7 @@ import pytest
 from vitcod_cli.errors import Interrupted
 from vitcod_cli.signals import StopRequest
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def handlers() -> list[object]:
@@ -24,7 +24,12 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "name"),
-    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGUSR1, 143, "SIGUSR1")],
+    [
+        (signal.SIGINT, 130, "Ctrl-C"),
+        (signal.SIGTERM, 143, "SIGTERM"),
+        (signal.SIGUSR1, 143, "SIGUSR1"),
+        (signal.SIGHUP, 143, "SIGHUP"),
+    ],
 )
 def test_at_once_ends_the_work_here_and_now(number: signal.Signals, code: int, name: str) -> None:
     before = handlers()
@@ -32,6 +37,16 @@ def test_at_once_ends_the_work_here_and_now(number: signal.Signals, code: int, n
         send(number)
     assert (stopped.value.code, stop.name, stop.raised) == (code, name, True)
     assert handlers() == before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert not stop.terminated
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_inner_request_decides_and_the_outer_hears_of_it() -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the cluster's pre-emption signal as a request to stop at the next good moment."""
+"""Ctrl-C, SIGTERM, a lost terminal and the cluster's pre-emption signal: requests to stop at a good moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from vitcod_cli import distributed
 from vitcod_cli.errors import Interrupted
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 _innermost: StopRequest | None = None
@@ -54,7 +54,7 @@ class StopRequest:
 
     @property
     def terminated(self) -> bool:
-        """Whether SIGTERM came, or SIGUSR1, which announces it."""
+        """Whether SIGTERM came, SIGUSR1, which announces it, or SIGHUP: the terminal has gone."""
         return self._received is not None and not self.interrupted
 
     @property
@@ -70,7 +70,9 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         global _innermost
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._handle) for number in _SIGNALS if not _under_nohup(number)
+            }
             self._outer, _innermost = _innermost, self
             if self._outer is not None:
                 self._received = self._received or self._outer._received
@@ -123,6 +125,10 @@ class StopRequest:
             # Not through the console: the signal may have come while that was writing.
             with suppress(OSError):
                 os.write(2, b"\nStopping: finishing this step, then saving (Ctrl-C again stops at once).\n")
+
+
+def _under_nohup(number: signal.Signals) -> bool:
+    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
 
 
 def exit_code(*, terminated: bool) -> int:
