@@ -81,3 +81,13 @@ def _left(group: Path, limit: str, usage: str, cache: str) -> int | None:
         return None
     cached = sum(int(line.split()[1]) for line in statistics if line.split()[0] == cache)
     return max(0, most - used + cached)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out: Python's, NumPy's, torch's on any device, the linker's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "cannot allocate memory", "not enough memory", "failed to map segment")
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        word in str(error).lower() for word in words
+    )

@@ -202,18 +202,33 @@ def test_files_that_are_none(tmp_path: Path, name: str) -> None:
 
 
 def test_links_stay_links(tmp_path: Path) -> None:
-    """A state on another disk: the new one is written there, too."""
+    """A state elsewhere in the folder: the new one is written there, too."""
     run = finished(tmp_path / "run")
-    (tmp_path / "disk").mkdir()
+    (run / "disk").mkdir()
     for name in ("state.safetensors", "config.yaml"):
-        (run / name).rename(tmp_path / "disk" / name)
-        (run / name).symlink_to(tmp_path / "disk" / name)
+        (run / name).rename(run / "disk" / name)
+        (run / name).symlink_to(run / "disk" / name)
     with open_run(settings(run, overwrite=True)) as opened:
         opened.write_config(NEW)
         write_safetensors(opened.state, {"y": np.ones(1)}, RUN_STATE, {}, opened.begin)
     assert (run / "state.safetensors").is_symlink()
     assert (run / "state.safetensors").is_file()
-    assert yaml.safe_load((tmp_path / "disk" / "config.yaml").read_text()) == NEW
+    assert yaml.safe_load((run / "disk" / "config.yaml").read_text()) == NEW
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "best.safetensors", "wandb-id.txt"])
+@pytest.mark.parametrize("there", [True, False])
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str, there: bool) -> None:
+    """In a folder that comes from somebody else, they would have a file of the user's replaced, or made."""
+    run, precious = finished(tmp_path / "run"), tmp_path / "precious"
+    if there:
+        precious.write_text("mine")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to("../precious")
+    for word in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(VitcodError, match=rf"{name} is a link to .*precious"):
+            open_run(settings(run, **word))
+    assert (precious.read_text() if there else precious.exists()) == ("mine" if there else False)
 
 
 def test_metrics_that_cannot_be_appended_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,40 @@ def test_a_library_that_exits(
     assert cli("gen-mask", "--attn-map", "any") == (code, "", err)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vitcod_cli.steps.mask.checked_path", fail)
+    assert "not enough memory: lower --batch-size" in cli("gen-mask", "--attn-map", "any").error
+
+
+def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    result = subprocess.run(
+        ["/bin/sh", "-c", 'rmdir "$PWD"; exec "$0" -m vitcod_cli gen-mask --attn-map x', sys.executable],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(vitcod_cli.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: The current folder can't be used")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_an_error_of_all_processes_is_said_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -32,9 +32,13 @@ def is_filled(folder: Path) -> bool:
 
 
 def check_files(folder: Path) -> None:
-    """Raise a VitcodError if something that isn't a file has the name of a file of a run."""
+    """Raise a VitcodError if what has the name of a file of a run isn't one, or is a link to somewhere else.
+
+    A folder from a stranger could have a file of the user's replaced by such a link.
+    """
     for path in (folder / name for name in _FILES):
         try:
+            _check_inside(path, folder)
             regular = stat.S_ISREG(path.stat().st_mode)
         except FileNotFoundError:  # a link to nowhere is written through, too
             continue
@@ -43,6 +47,15 @@ def check_files(folder: Path) -> None:
         if not regular:
             what = "a folder" if path.is_dir() else "not a regular file"
             raise VitcodError(f"{path} is {what}; move it away, or name another --output-dir.")
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    target = os.path.realpath(path)
+    if path.is_symlink() and os.path.commonpath([target, os.path.realpath(folder)]) != os.path.realpath(folder):
+        raise VitcodError(
+            f"{path} is a link to {target}, which would be replaced: put a file in its place (the folder itself "
+            "may be a link), or name another --output-dir."
+        )
 
 
 def check_replaceable(folder: Path, sources: Mapping[str, str | None]) -> None:

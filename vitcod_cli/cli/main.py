@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -13,6 +14,7 @@ from vitcod_cli.cli.stop import StopSignals
 from vitcod_cli.cli.streams import ReaderGoneError, guard, say
 from vitcod_cli.distributed import first_to_report, is_main
 from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.machine import is_out_of_memory
 from vitcod_cli.reporting import visible
 
 
@@ -54,6 +56,7 @@ def _outcome(arguments: list[str], stop: StopSignals) -> int:
             # Third parties' advice to programmers is noise to users; PYTHONWARNINGS brings it back.
             warnings.simplefilter("ignore")
         try:
+            _check_current_folder()
             code = _run(arguments)
             if stop.received is not None and code:
                 raise Interrupted(code)
@@ -70,6 +73,21 @@ def _outcome(arguments: list[str], stop: StopSignals) -> int:
             if is_main():
                 say("Interrupted.")
             return 130
+        except Exception as error:
+            if stop.received is not None or not is_out_of_memory(error):
+                raise
+            if first_to_report():
+                say(
+                    "Error: There is not enough memory: lower --batch-size, or take a smaller model or image size."
+                )
+            return 1
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:  # removed, most often; MKL would end the process
+        raise VitcodError(f"The current folder can't be used ({error.strerror}); change to another.") from error
 
 
 def _run(arguments: list[str]) -> int:
