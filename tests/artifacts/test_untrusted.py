@@ -504,3 +504,24 @@ def test_names_of_any_bytes(tmp_path: Path, name: bytes) -> None:
 def test_a_pickle_under_the_name_of_a_safetensors_file(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(pickle.dumps({"model": 1}))
     assert "not a whole safetensors" in refusal(read_checkpoint, tmp_path / "x.safetensors")
+
+
+def test_a_flipped_bit_in_a_pickled_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """The archive has a checksum of every tensor; torch.load looks at none of them."""
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"head.weight": torch.full((5, 400), 1.5)}}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.full((9,), 1.5).numpy().tobytes()) + 13] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(VitcodError, match="model.pth is not a whole PyTorch checkpoint .* is damaged"):
+        read_checkpoint(path, "--checkpoint")
+
+
+def test_a_pickled_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": {"head.weight": torch.ones(5, 4)}}, tmp_path / "model.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert read_checkpoint(tmp_path / "model.pth", "--checkpoint").state_dict["head.weight"].sum() == 20

@@ -155,6 +155,11 @@ def _check_zip(path: Path) -> None:
     largest = max((entry.file_size for entry in entries if entry.filename.lower().endswith("data.pkl")), default=0)
     if largest > _LARGEST_PICKLE:
         raise zipfile.BadZipFile("what describes its tensors is too large")
+    if any(entry.CRC for entry in entries):  # torch can leave them out, and looks at none
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def write_pickled(path: str | os.PathLike[str], content: Any) -> None:
