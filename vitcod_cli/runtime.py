@@ -206,6 +206,14 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
+def free_memory() -> None:
+    """Give freed memory back after all (:func:`_keep_freed_memory`), before work with another need of it."""
+    import ctypes
+
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _has_amx() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware of their own."""
     import torch

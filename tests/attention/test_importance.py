@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.attention.importance import collect_importance, fisher_direction, pruning_damage
+from vitcod_cli.attention import importance
+from vitcod_cli.attention.importance import add_damage, collect_importance, fisher_direction
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
@@ -48,6 +49,19 @@ def pictures(count: int, same: bool = False) -> CalibrationImages:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (1 if same else count, 3, 32, 32), generator=generator, dtype=torch.uint8)
     return CalibrationImages(pixels.expand(count, -1, -1, -1), PREPROCESS, torch.device("cpu"), count)
+
+
+def pruning_damage(
+    model: VisionTransformer,
+    images: CalibrationImages,
+    runtime: Runtime,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Mean over the images."""
+    total = torch.zeros(attention_shape(model), dtype=torch.float64)
+    add_damage(model, images, runtime, total, seed=seed, batch_size=batch_size)
+    return (total / len(images)).numpy()
 
 
 def exact_importance(model: VisionTransformer, image: Tensor) -> Tensor:
@@ -135,7 +149,7 @@ def test_broken_weights_are_told(model: VisionTransformer) -> None:
     with torch.no_grad():
         model.blocks[1].attn.qkv.weight.fill_(float("nan"))
     with pytest.raises(VitcodError, match="importance of attention entries is not finite"):
-        pruning_damage(model, pictures(2), CPU)
+        collect_importance(model, pictures(2), CPU, SilentReporter())
 
 
 def test_with_one_round_the_order_is_the_damage(model: VisionTransformer) -> None:
@@ -167,3 +181,22 @@ def test_a_mask_of_the_model_stays_and_what_it_prunes_is_worth_least(model: Visi
     found = keep_mask(model)
     assert found is not None
     assert torch.equal(found, keep)
+
+
+def test_the_size_of_batches_makes_no_difference(model: VisionTransformer) -> None:
+    """Each image has its own direction, whatever batch it is in."""
+    together = pruning_damage(model, pictures(8), CPU, batch_size=8)
+    for size in (1, 3):
+        np.testing.assert_allclose(pruning_damage(model, pictures(8), CPU, size), together, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(("entries", "most"), [(1, 1), (3 * 17**2, 3), (10**9, 32)])
+def test_images_with_many_tokens_come_in_small_batches(
+    model: VisionTransformer, monkeypatch: pytest.MonkeyPatch, entries: int, most: int
+) -> None:
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr(importance, "ENTRIES", entries)
+    pruning_damage(model, pictures(40), CPU)
+    assert sum(seen) == 40
+    assert max(seen) == most

@@ -10,6 +10,7 @@ from command_line import MakeMap
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks import info as information
+from vitcod_cli.masks import ranking
 from vitcod_cli.masks.info import info_mask, info_mask_of_sparsity
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.statistics import sparsity_of
@@ -60,20 +61,59 @@ def test_a_real_map(shared: Path, sparsity: float) -> None:
     np.testing.assert_array_equal(keep, keep_prefix(info_mask(attention, cut), 1))
 
 
+def steps_held_at_once(attention: np.ndarray, sparsity: float, prefix: int) -> tuple[float, int]:
+    """The cut, and how many numbers were looked at to choose it."""
+    search = information._CutSearch(attention, prefix)
+    return search.find(sparsity), len(search._outcomes(search._bracket(sparsity))[0])
+
+
 @pytest.mark.parametrize("prefix", [0, 1, 12])
-@pytest.mark.parametrize("sparsity", [0.02, 0.5, 0.85])
-def test_a_sample_of_the_rows_only_saves_time(
+@pytest.mark.parametrize("sparsity", [0.02, 0.3, 0.6])
+def test_narrower_bounds_only_save_memory(
     make_map: MakeMap, monkeypatch: pytest.MonkeyPatch, sparsity: float, prefix: int
 ) -> None:
-    attention = make_map(blocks=2, heads=2, tokens=170)
-    assert np.isfinite(information._bracket([attention[0]] * 4, 1000.0)[0])
-    sampled = info_cut_of(attention, sparsity, prefix)
-    monkeypatch.setattr(information, "_bracket", lambda steps, wanted: (-np.inf, np.inf))
-    assert info_cut_of(attention, sparsity, prefix) == sampled
-    # Bounds that miss the place are noticed.
-    for bounds in ((-np.inf, 1e-3), (0.999, np.inf), (0.4, 0.4), (0.4999, 0.5)):
-        monkeypatch.setattr(information, "_bracket", lambda steps, wanted, bounds=bounds: bounds)
-        assert info_cut_of(attention, sparsity, prefix) == sampled
+    attention = make_map(blocks=2, heads=2, tokens=60)
+    cuts, sizes = [], []
+    for few in (10**9, 100, 0):
+        monkeypatch.setattr(information, "FEW", few)
+        cut, size = steps_held_at_once(attention, sparsity, prefix)
+        cuts.append(cut)
+        sizes.append(size)
+    assert cuts[0] == cuts[1] == cuts[2]
+    assert sizes[0] >= sizes[1] >= sizes[2] >= 3
+    assert sizes[1] <= 110
+    assert sizes[2] <= 10
+
+
+def test_bounds_close_in_on_steps_that_differ_in_their_last_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Almost all steps of almost flat rows with one large key lie side by side."""
+    attention = np.full((1, 2, 40, 40), 1e-7) * (1 + np.random.default_rng(0).uniform(0, 1e-6, (1, 2, 40, 40)))
+    attention[..., 7] = 0.999
+    expected, size = steps_held_at_once(attention, 0.5, 1)
+    assert size > 1000
+    monkeypatch.setattr(information, "FEW", 50)
+    found, size = steps_held_at_once(attention, 0.5, 1)
+    assert found == expected
+    assert size <= 60
+
+
+def test_rows_that_are_done_at_once(monkeypatch: pytest.MonkeyPatch, make_map: MakeMap) -> None:
+    """Where most steps are one number, no bounds hold few of them; the cut is found all the same."""
+    attention = make_map(tokens=30)
+    attention[:, 1] = np.eye(30)
+    expected = information._CutSearch(attention, 1).find(0.8)
+    monkeypatch.setattr(information, "FEW", 0)
+    assert information._CutSearch(attention, 1).find(0.8) == expected
+
+
+@pytest.mark.parametrize("part", [1, 100, 2000])
+def test_parts_make_no_difference(make_map: MakeMap, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    attention = make_map(tokens=60)
+    keep, cut = info_mask_of_sparsity(attention, 0.8, 3)
+    monkeypatch.setattr(ranking, "PART", part)
+    again, same = info_mask_of_sparsity(attention, 0.8, 3)
+    assert cut == same
+    np.testing.assert_array_equal(keep, again)
 
 
 def test_the_cut_has_no_more_digits_than_it_needs() -> None:
@@ -88,6 +128,12 @@ def test_too_sparse_to_be_reached(make_map: MakeMap, sparsity: float) -> None:
     with pytest.raises(VitcodError, match=rf"--sparsity {sparsity:g} .* to {most:.4f} ") as caught:
         info_cut_of(make_map(), sparsity, 1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_large_map_that_can_t_be_so_sparse() -> None:
+    attention = np.full((3, 3, 130, 130), 1 / 130, dtype=np.float32)
+    with pytest.raises(VitcodError, match=r"--sparsity 1 can't be reached"):
+        info_cut_of(attention, 1.0, 1)
 
 
 def test_too_dense_to_be_reached() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
 from typing import Any
@@ -21,28 +22,40 @@ def is_npy(path: str | os.PathLike[str], flag: str) -> bool:
 
 
 def read_npy(path: str | os.PathLike[str], flag: str) -> np.ndarray:
-    """The array of a ``.npy`` file; never unpickles.
+    """The array of a ``.npy`` file, memory-mapped and read-only; never unpickles.
 
     Raises:
         VitcodError: if the file is cut short or holds Python objects.
     """
     try:
-        # Mapped first, which compares the size of the file with what its header claims before taking any memory.
+        # Mapped, which compares the size of the file with what its header claims before taking any memory.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the Python that a damaged header is
             mapped = np.load(checked_path(path, flag), mmap_mode="r", allow_pickle=False)
-        if (
-            mapped.dtype.kind not in "biufc"
-        ):  # there are types of no bytes, of which a file holds as many as it likes
+        # There are types of no bytes, of which a file holds as many as it likes.
+        if mapped.dtype.kind not in "biufc":
             raise ValueError(f"it holds {str(mapped.dtype)[:40]}")
-        array = np.array(mapped)
     except VitcodError:
         raise
     # What a damaged header raises depends on where it is damaged: numpy parses it as Python.
     except Exception as error:
         message = f"{flag} {path} is not a whole .npy array of plain numbers ({first_line(error)}); make it again."
         raise VitcodError(message) from error
-    return array
+    return np.asarray(mapped)
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Give back the main memory that a memory-mapped array takes so far; what is needed again is read again.
+
+    The system would take it back too, but only in need. Other arrays stay as they are.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:  # what was written may be nowhere else
+            return
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def check_shape(array_shape: tuple[int, ...], path: str | os.PathLike[str], flag: str, noun: str) -> None:

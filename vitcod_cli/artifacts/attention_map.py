@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vitcod_cli.artifacts.arrays import check_shape, checked_info, is_npy, read_npy, wrong_file
+from vitcod_cli.artifacts.arrays import check_shape, checked_info, is_npy, read_npy, release_pages, wrong_file
 from vitcod_cli.artifacts.describe import ATTENTION_MAP
-from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
+from vitcod_cli.artifacts.safetensors_file import checked_kind, map_tensor, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
 
@@ -19,7 +19,7 @@ class AttentionMap:
     """Attention probabilities averaged over images.
 
     Attributes:
-        attention: float32 [L, H, N, N]; rows sum to 1.
+        attention: float32 [L, H, N, N]; rows sum to 1. Read from a file it is memory-mapped and read-only.
         num_images: how many images were averaged (0: unknown, a published ``.npy``).
         info: how it was made: ``model_config``, ``num_prefix_tokens``, ``made_from`` (sha256 of
             the checkpoint), ...; empty for a published ``.npy``.
@@ -43,18 +43,21 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
         attention = read_npy(path, flag)
         if attention.dtype.kind != "f":
             raise wrong_file(path, flag, "an attention map")
+        check_shape(attention.shape, path, flag, "an attention map")
         attention_map = AttentionMap(attention)
     else:
         attention_map = _read_own(path, flag)
-    check_shape(attention_map.attention.shape, path, flag, "an attention map")
     checked_info(attention_map.info, attention_map.attention.shape[-1], path, flag, "the map")
     for values in (attention_map.attention, attention_map.importance):
+        if values is None:
+            continue
         # A NaN fails both comparisons, so two reductions see everything.
-        if values is not None and not (values.min() >= 0 and values.max() < np.inf):
+        if not (values.min() >= 0 and values.max() < np.inf):
             raise VitcodError(
                 f"{flag} {path} holds values that are negative or not finite, so it is no attention map; make it "
                 "again with vitcod dump-attn."
             )
+        release_pages(values)
     return replace(attention_map, attention=np.ascontiguousarray(attention_map.attention, dtype=np.float32))
 
 
@@ -72,10 +75,10 @@ def _read_own(path: str | os.PathLike[str], flag: str) -> AttentionMap:
                 f"{flag} {path} holds an importance that is not like its attention; make it again with vitcod "
                 "dump-attn."
             )
-        importance = None if important is None else handle.get_tensor("importance")
-        return AttentionMap(
-            handle.get_tensor("attention"), int(handle.get_tensor("num_images")[0]), info, importance
-        )
+        check_shape(tuple(shapes[0]), path, flag, "an attention map")
+        importance = None if important is None else map_tensor(path, "importance", "<f4")
+        num_images = int(handle.get_tensor("num_images")[0])
+        return AttentionMap(map_tensor(path, "attention", "<f4"), num_images, info, importance)
 
 
 def write_attention_map(path: str | os.PathLike[str], attention_map: AttentionMap) -> None:

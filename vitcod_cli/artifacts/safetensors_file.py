@@ -126,6 +126,20 @@ def open_safetensors(
         ) from error
 
 
+def map_tensor(path: str | os.PathLike[str], name: str, dtype: str) -> np.ndarray:
+    """A tensor of a file that :func:`open_safetensors` has open, memory-mapped and read-only.
+
+    The handle's own ``get_tensor`` would copy it.
+    """
+    import numpy as np
+
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+    offset, shape = 8 + size + entry["data_offsets"][0], tuple(entry["shape"])
+    return np.asarray(np.memmap(path, dtype, "r", offset, shape))
+
+
 @contextmanager
 def _any_name(path: str | os.PathLike[str]) -> Iterator[str]:
     """A path to the file that is UTF-8, as safetensors wants it, whatever bytes the file's own name has."""

@@ -18,6 +18,12 @@ from vitcod_cli.model.layers import attention_shape, using
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
+IMAGES = 32
+"""Images whose probabilities are added up in float32, at most."""
+
+TOKENS = 20_000
+"""Tokens that a model is shown at once, at most (or those of one image): those of 100 images of 224 pixels."""
+
 COLLECTED_BYTES = 32 * 2**20
 """Attention maps are collected so many bytes of probabilities at a time."""
 
@@ -29,7 +35,7 @@ class CollectingKernel(Kernel):
         total: float64 [H, N, N]; the probabilities, summed over the images of each batch, are added to it.
     """
 
-    def __init__(self, total: Tensor, images: int = 32) -> None:
+    def __init__(self, total: Tensor, images: int = IMAGES) -> None:
         super().__init__()
         self.total, self.images = total, images
 
@@ -90,7 +96,10 @@ def collect_attention(
     num_images = int(distributed.all_reduce_sum(count))
     if num_images == 0:
         raise VitcodError("There is no image to average attention over; check --data-path and the split.")
-    mean = (distributed.all_reduce_sum(sums) / num_images).float().cpu().numpy()
+    distributed.all_reduce_sum(sums)
+    mean = np.empty(sums.shape, dtype=np.float32)
+    for block, total in zip(mean, sums, strict=True):  # one by one, as all of them may take a gigabyte
+        block[...] = (total / num_images).float().cpu().numpy()
     _check_finite(mean)
     return mean, num_images
 
@@ -106,19 +115,26 @@ def _show(
     total = getattr(loader, "num_images", None) or None
     if limit is not None:
         total = limit if total is None else min(total, limit)
-    seen = 0
+    seen, size = 0, images_at_once(model)
     with reporter.progress("attention", total) as progress:
         for images, _ in loader:
             part = images if limit is None else images[: limit - seen]
             if not len(part):
                 break
-            with runtime.autocast():
-                model(runtime.to_device(part))
+            for few in slices(len(part), size):
+                with runtime.autocast():
+                    model(runtime.to_device(part[few]))
             seen += len(part)
             progress.advance(len(part))
             if seen == limit:
                 break
     return seen
+
+
+def images_at_once(model: VisionTransformer) -> int:
+    """How many images ``model`` is shown at once: whole :data:`IMAGES`, so that their sums are the same."""
+    images = TOKENS // attention_shape(model)[-1]
+    return max(images - images % IMAGES if images > IMAGES else images, 1)
 
 
 def _check_finite(attention: NDArray[np.float32]) -> None:

@@ -14,21 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vitcod_cli import distributed
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask, necessary_entries
-from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
+from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask, masked_logits, merge
 from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import Progress, Reporter
-from vitcod_cli.runtime import Runtime
+from vitcod_cli.runtime import Runtime, free_memory
 
 MIN_LEFT = 0.01
 """Least probability that other keys are taken to have: where a query sees one key alone, what it would
@@ -37,6 +39,12 @@ get without it is rounding."""
 
 ROUNDS = 5
 """The first sees all entries, the last a sixteenth of them."""
+
+ENTRIES = 2**21
+"""Attention entries of a head over the images of a batch, at most (or those of one image)."""
+
+RANKED = 2**20
+"""Entries whose ranks are written at once."""
 
 
 def collect_importance(
@@ -58,26 +66,66 @@ def collect_importance(
         VitcodError: if the model yields values that are not finite.
     """
     mask, prefix = keep_mask(model), model.num_prefix_tokens
-    keep = np.ones(attention_shape(model), dtype=np.bool_) if mask is None else mask.numpy()
-    worth = np.where(keep, 0.0, -1.0)
+    keep = torch.ones(attention_shape(model), dtype=torch.bool) if mask is None else mask
+    worth = torch.zeros(keep.shape, dtype=torch.float64, device=runtime.device)
+    worth.masked_fill_(~keep.to(worth.device), -1)
+    free_memory()  # of whatever came before: what follows takes pieces of other sizes
     try:
         with reporter.progress("importance", rounds * len(images)) as progress:
             for number in range(rounds):
-                damage = pruning_damage(model, images, runtime, progress, seed=number)
-                # Whatever is left now is worth more than what went before.
-                worth = np.where(keep, damage + worth.max(), worth)
+                _measure_again(worth, keep, model, images, runtime, progress=progress, seed=number)
+                ours = worth.cpu().numpy()
                 sparsity = 1 - 0.5 ** (number + 1)
-                if np.count_nonzero(necessary_entries(worth, prefix)) > (1 - sparsity) * worth.size:
+                if np.count_nonzero(necessary_entries(ours, prefix)) > (1 - sparsity) * ours.size:
                     break
-                keep = keep & allocated_mask(worth, sparsity, prefix)
-                set_keep_mask(model, torch.from_numpy(keep))
+                keep = keep & torch.from_numpy(allocated_mask(ours, sparsity, prefix))
+                set_keep_mask(model, keep)
     finally:
         clear_keep_mask(model)
         if mask is not None:
             set_keep_mask(model, mask)
-    order = np.empty(worth.size, dtype=np.float32)
-    order[worth.argsort(axis=None, kind="stable")] = np.arange(worth.size) / worth.size
-    return order.reshape(worth.shape)
+    free_memory()
+    return _ranks(ours)
+
+
+def _measure_again(
+    worth: Tensor,
+    keep: Tensor,
+    model: VisionTransformer,
+    images: CalibrationImages,
+    runtime: Runtime,
+    *,
+    progress: Progress,
+    seed: int,
+) -> None:
+    """Give the entries of ``worth`` that the model still keeps the mean damage of pruning them, and more.
+
+    In place, for ``worth`` may take gigabytes. Whatever is left now is worth more than what went before.
+    """
+    most = float(worth.max())
+    if distributed.is_main():
+        worth.masked_fill_(keep.to(worth.device), 0)  # no damage is added to the others
+    else:
+        worth.zero_()
+    add_damage(model, images, runtime, worth, progress, seed=seed)
+    distributed.all_reduce_sum(worth)
+    count = distributed.all_reduce_sum(torch.tensor(len(images), dtype=torch.int64, device=runtime.device))
+    for block, kept in zip(worth, keep, strict=True):
+        if not block.isfinite().all():
+            raise VitcodError(
+                "The importance of attention entries is not finite, so the weights or the images are broken, or "
+                "--precision float16 overflows; try --precision float32, else another checkpoint."
+            )
+        block.copy_(torch.where(kept.to(block.device), block / int(count) + most, block))
+
+
+def _ranks(worth: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The share of all entries that are smaller than each, or equal and before it; of the same shape."""
+    ranks, ascending = np.empty(worth.size, dtype=np.float32), worth.argsort(axis=None, kind="stable")
+    for start in range(0, worth.size, RANKED):
+        few = ascending[start : start + RANKED]
+        ranks[few] = np.arange(start, start + len(few)) / worth.size
+    return ranks.reshape(worth.shape)
 
 
 class DamageKernel(Kernel):
@@ -91,57 +139,78 @@ class DamageKernel(Kernel):
     def __init__(self, total: Tensor) -> None:
         super().__init__()
         self.total = total
+        self._additive: Tensor | None = None
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
-        logits = masked_logits(heads.q, heads.k, keep)
-        left = (1 - logits.detach().float().softmax(dim=-1)).clamp_min(MIN_LEFT)
+        if keep is not None and self._additive is None:  # the mask stays as long as the kernel
+            self._additive = additive_mask(keep, heads.q.dtype)
 
-        def add_damage(gradient: Tensor) -> None:
-            self.total.add_((gradient.float() / left).square().sum(dim=0))
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            logits = masked_logits(q, k, None)
+            if self._additive is not None:
+                logits += self._additive
+            logits = _Watched.apply(logits, self.total)
+            probabilities = logits.softmax(dim=-1)
+            return merge(probabilities.to(v.dtype) @ v)
 
-        logits.register_hook(add_damage)  # type: ignore[no-untyped-call]
-        probabilities = logits.softmax(dim=-1)
-        return merge(probabilities.to(heads.v.dtype) @ heads.v)
+        # Logits and probabilities are computed again in the backward pass, so that only one layer's are there.
+        attended: Tensor = checkpoint(
+            attend, heads.q, heads.k, heads.v, use_reentrant=False, preserve_rng_state=False
+        )
+        return attended
 
 
-def pruning_damage(
+class _Watched(torch.autograd.Function):
+    """The logits as they are; the backward pass adds the damage to ``total``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, total: Tensor) -> Tensor:
+        """Of logits [B, H, N, N] and total float64 [H, N, N]."""
+        ctx.save_for_backward(logits)
+        ctx.total = total
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient as it is."""
+        (logits,) = ctx.saved_tensors
+        left = torch.softmax(logits, dim=-1, dtype=torch.float32).neg_().add_(1).clamp_(min=MIN_LEFT)
+        ctx.total.add_(torch.div(gradient, left, out=left).square_().sum(dim=0))
+        return gradient, None
+
+
+def add_damage(
     model: VisionTransformer,
     images: CalibrationImages,
     runtime: Runtime,
+    total: Tensor,
     progress: Progress | None = None,
     *,
     seed: int = 0,
-    batch_size: int = 32,
-) -> NDArray[np.float64]:
-    """Mean over the images of all processes of twice the divergence that pruning an entry alone causes.
+    batch_size: int | None = None,
+) -> None:
+    """Add to ``total`` twice the divergence that pruning an entry alone causes, summed over ``images``.
 
-    An estimate: each image stands for the derivatives in one random direction whose covariance is F.
+    An estimate: each image stands for the derivatives in one random direction whose covariance is F. Where a
+    mask of the model prunes, nothing is added.
 
-    Returns:
-        float64 [L, H, N, N], not negative; 0 where a mask of the model prunes.
-
-    Raises:
-        VitcodError: if a value is not finite.
+    Args:
+        images: this process's share of them.
+        total: float64 [L, H, N, N].
+        batch_size: images in a batch, on which the result depends in float32's last bits only; None: up to 32,
+            and fewer where an image has many tokens.
     """
-    sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
     entropy = (runtime.settings.seed * 1_000_003 + seed) * 1009 + distributed.rank()
     generator = torch.Generator().manual_seed(entropy)
-    with _frozen(model), using(model, lambda index: DamageKernel(sums[index])):
+    batch_size = batch_size or min(max(ENTRIES // total.shape[-1] ** 2, 1), 32)
+    with _frozen(model), using(model, lambda index: DamageKernel(total[index])):
         for batch in images.batches(batch_size):
             with torch.enable_grad(), runtime.autocast():
                 logits = model(runtime.to_device(batch).requires_grad_()).float()
             (fisher_direction(logits, generator) * logits).sum().backward()
             if progress is not None:
                 progress.advance(len(batch))
-    count = distributed.all_reduce_sum(torch.tensor(len(images), dtype=torch.int64, device=runtime.device))
-    mean: NDArray[np.float64] = (distributed.all_reduce_sum(sums) / int(count)).cpu().numpy()
-    if not np.isfinite(mean).all():
-        raise VitcodError(
-            "The importance of attention entries is not finite, so the weights or the images are broken, or "
-            "--precision float16 overflows; try --precision float32, else another checkpoint."
-        )
-    return mean
 
 
 def fisher_direction(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcod_cli.artifacts.arrays import release_pages
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
-from vitcod_cli.masks.ranking import Keep
+from vitcod_cli.masks.prefix import keep_prefix
+from vitcod_cli.masks.ranking import Keep, Part, for_each_part, map_parts, nth_largest, parts
 from vitcod_cli.settings import setting
 
 Importance = NDArray[np.floating[Any]]
@@ -61,8 +63,8 @@ def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: i
             f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
             f"leaves {np.count_nonzero(~keep) / keep.size:.4f} at most."
         )
-    score = np.where(keep, -np.inf, importance)
-    _keep_largest_of_all(keep, score, more)
+    if more:
+        _keep_largest_of_all(keep, importance, more)
     return keep
 
 
@@ -70,19 +72,30 @@ def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
     """What every mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
     keep = np.zeros(importance.shape, dtype=np.bool_)
     last = importance.shape[-1] - 1
-    np.put_along_axis(keep, last - importance[..., ::-1].argmax(axis=-1)[..., None], True, axis=-1)
-    keep[..., :num_prefix_tokens, :] = True
-    keep[..., :, :num_prefix_tokens] = True
-    return keep
+
+    def fill(part: Part) -> None:
+        best = last - importance[part][:, ::-1].argmax(axis=-1)
+        np.put_along_axis(keep[part], best[:, None], True, axis=-1)
+
+    for_each_part(fill, importance)
+    return keep_prefix(keep, num_prefix_tokens)
 
 
-def _keep_largest_of_all(keep: Keep, score: NDArray[Any], count: int) -> None:
-    """Set ``keep`` at the ``count`` largest scores, the later ones where they tie."""
-    if count == 0:
-        return
-    flat, kept = score.reshape(-1), keep.reshape(-1)
-    smallest = np.partition(flat, flat.size - count)[flat.size - count]
-    above = flat > smallest
-    kept[above] = True
-    ties = np.flatnonzero(flat == smallest)
-    kept[ties[ties.size - (count - np.count_nonzero(above)) :]] = True
+def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> None:
+    """Set ``keep`` at the ``count`` largest of the entries that it leaves out, the later ones where they tie."""
+    smallest = nth_largest(importance, keep, count)
+
+    def fill(part: Part) -> int:
+        above = importance[part] > smallest
+        new = np.count_nonzero(above & ~keep[part])
+        keep[part] |= above
+        return int(new)
+
+    count -= sum(map_parts(fill, importance))
+    for part in reversed(parts(importance.shape)):
+        ties = np.argwhere((importance[part] == smallest) & ~keep[part])[-count:]
+        keep[part][tuple(ties.T)] = True
+        count -= len(ties)
+        if not count:
+            break
+    release_pages(importance)

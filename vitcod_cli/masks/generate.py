@@ -29,7 +29,7 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
     keep, parameters = method.keep(attention_map, protected)
     if protected:
         keep = keep_prefix(keep, protected)
-    keep, filled = fill_empty_rows(keep, attention)
+    filled = fill_empty_rows(keep, attention)
     if filled:
         reporter.warn(
             f"{filled} rows lost all their keys and keep their largest one: an empty row has no softmax."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,27 @@ from numpy.typing import NDArray
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
-from vitcod_cli.masks.ranking import Attention, Keep, for_each_block, keep_largest
+from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest, map_parts
 from vitcod_cli.settings import setting
 
 Numbers = NDArray[np.float64]
+
+FEW = 2**20
+"""Steps that the search for a cut may hold at once."""
+
+_DIGITS = 12
+"""Binary digits of a step that the search learns in a pass; 4,096 cells, whose counts fit in the cache."""
+
+_MANTISSA = 52
+"""Cells of so many digits can't be divided: one of 0.5 to 1 holds two numbers of float64 at most."""
+
+
+class _Bracket(NamedTuple):
+    """Steps from ``low`` to below ``high``, and how many that change the sparsity are ``above``."""
+
+    low: float
+    high: float
+    above: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +81,14 @@ def info_mask(attention: Attention, info_cut: float) -> Keep:
     """
     keep = np.empty(attention.shape, dtype=np.bool_)
 
-    def fill(block: Any) -> None:
-        ascending, sums = _rank(attention[block])
-        keep[block] = _keep_until(attention[block], ascending, sums, info_cut)
+    def fill(part: Part) -> None:
+        rows = attention[part]
+        ascending, sums = _rank(rows)
+        # The published loop adds keys while their sum is below the cut.
+        added = np.count_nonzero(sums < info_cut, axis=-1)
+        keep[part] = keep_largest(rows, ascending, np.minimum(added + 1, rows.shape[-1]))
 
-    for_each_block(fill, attention)
+    for_each_part(fill, attention)
     return keep
 
 
@@ -88,134 +108,113 @@ def info_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_toke
     Raises:
         VitcodError: if no cut between 0 and 1 gives this sparsity to two decimals.
     """
-    ranked = _RankedMap(attention)
-    cut = ranked.find_cut(sparsity, num_prefix_tokens)
-    return ranked.keep_until(cut), cut
+    cut = _CutSearch(attention, num_prefix_tokens).find(sparsity)
+    return info_mask(attention, cut), cut
 
 
 def _rank(rows: Attention) -> tuple[Attention, Numbers]:
-    """``rows`` [..., N] sorted ascending, and their running sums: at index p of the p + 1 largest keys."""
+    """``rows`` [n, N] sorted ascending, and their running sums [n, N]: at index p that of the p largest keys."""
     ascending = np.sort(rows, axis=-1)
-    descending = ascending[..., ::-1].astype(np.float64)
-    return ascending, np.cumsum(descending, axis=-1, out=descending)
+    sums = np.zeros(rows.shape)
+    np.cumsum(ascending[:, :0:-1], axis=-1, dtype=np.float64, out=sums[:, 1:])
+    return ascending, sums
 
 
-def _keep_until(rows: Attention, ascending: Attention, sums: Numbers, info_cut: float) -> Keep:
-    # The loop adds keys while the sum, 0 at first, is below the cut.
-    added = int(info_cut > 0) + np.count_nonzero(sums[..., :-1] < info_cut, axis=-1)
-    return keep_largest(rows, ascending, np.minimum(added + 1, rows.shape[-1]))
-
-
-class _RankedMap:
-    """A map with its rows ranked, to look for a cut and make the mask without ranking them twice.
+class _CutSearch:
+    """The search for the cut that gives a sparsity, in passes over the map that hold few of its numbers.
 
     Of a row in descending order, the key that p others go before (p >= 1) is pruned if and only if
-    the first p - 1 already reach the cut. Their sum, 0 for p = 1, is called the key's *step*: the
-    sparsity changes at steps only, and a cut prunes the keys whose step is not below it.
+    the first p - 1 already reach the cut. Their sum is called the key's *step* (as no cut is above 1, 1
+    where rounding made it more): the sparsity changes at steps only, and a cut prunes the keys whose step is
+    not below it. Keys in the prefix columns are spared, whatever the cut.
     """
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, num_prefix_tokens: int) -> None:
         """``attention``: [L, H, N, N]."""
         self._attention = attention
-        self._ascending: list[Any] = [None] * len(attention)
-        self._sums: list[Any] = [None] * len(attention)
+        self._prefix = num_prefix_tokens
 
-        def fill(block: int) -> None:
-            self._ascending[block], self._sums[block] = _rank(attention[block])
-
-        for_each_block(fill, attention)
-
-    def keep_until(self, info_cut: float) -> Keep:
-        """:func:`info_mask` of the map."""
-        keep = np.empty(self._attention.shape, dtype=np.bool_)
-
-        def fill(block: int) -> None:
-            rows, ascending, sums = self._attention[block], self._ascending[block], self._sums[block]
-            keep[block] = _keep_until(rows, ascending, sums, info_cut)
-
-        for_each_block(fill, self._attention)
-        return keep
-
-    def find_cut(self, sparsity: float, num_prefix_tokens: int) -> float:
+    def find(self, sparsity: float) -> float:
         """The cut of :func:`info_mask_of_sparsity`."""
-        steps = [sums[:, num_prefix_tokens:, :-2] for sums in self._sums]
-        spared = self._steps_of_the_prefix(num_prefix_tokens)
-        wanted = sparsity * self._attention.size
-        low, high = _bracket(steps, wanted)
-        cuts, pruned = self._outcomes(steps, spared, low, high)
-        if not _is_inside(pruned, wanted):
-            cuts, pruned = self._outcomes(steps, spared, -np.inf, np.inf)
-            self._check_range(sparsity, float(pruned[-1]), float(pruned[0]))
-        best = int(np.abs(pruned - wanted).argmin())
+        cuts, pruned = self._outcomes(self._bracket(sparsity))
+        best = int(np.abs(pruned - sparsity * self._attention.size).argmin())
         return _short_decimal(float(cuts[best - 1]) if best else -1.0, float(cuts[best]))
 
-    def _steps_of_the_prefix(self, num_prefix_tokens: int) -> Numbers:
-        """The steps of the keys in the prefix columns, which stay whatever the cut: flat."""
-        steps = [np.empty(0)]
-        num_keys = self._attention.shape[-1]
-        for rows, sums in zip(self._attention, self._sums, strict=True):
-            patches, patch_sums = rows[:, num_prefix_tokens:], sums[:, num_prefix_tokens:]
-            for column in range(num_prefix_tokens):
-                value = patches[..., column, None]
-                rank = np.count_nonzero(patches < value, axis=-1)
-                rank += np.count_nonzero(patches[..., :column] == value, axis=-1)
-                before = (num_keys - 1 - rank)[..., None]
-                step = np.take_along_axis(patch_sums, np.maximum(before - 2, 0), axis=-1)
-                steps.append(np.where(before > 1, step, 0.0)[before > 0])
-        return np.concatenate(steps)
+    def _bracket(self, sparsity: float) -> _Bracket:
+        """Around the largest step at which a cut prunes enough, by counting the steps in ever finer cells."""
+        digits, first, number = _DIGITS, 0, 2**_DIGITS + 1  # binary digits; the last cell is that of 1 itself
+        while True:
+            counts = self._count(digits, first, number)
+            pruned = counts[::-1].cumsum()[::-1]
+            if digits == _DIGITS:
+                self._check_range(sparsity, fewest=int(pruned[-2]), most=int(pruned[0]))
+            enough = np.flatnonzero(pruned[:-1] >= sparsity * self._attention.size)
+            here = int(enough[-1]) if len(enough) else 0
+            cell, width = first + here, 2.0**-digits
+            if counts[here] <= FEW or digits == _MANTISSA or cell == 2**digits:
+                return _Bracket(cell * width, (cell + 1) * width, int(pruned[here + 1]))
+            finer = min(_DIGITS, _MANTISSA - digits)
+            digits, first, number = digits + finer, cell << finer, 2**finer
 
-    def _outcomes(
-        self, steps: list[Numbers], spared: Numbers, low: float, high: float
-    ) -> tuple[Numbers, NDArray[np.int64]]:
-        """The steps from ``low`` to below ``high``, ascending, and how many entries a cut at each prunes."""
-        above = -np.count_nonzero(spared >= high)
-        inside = []
-        for block in steps:
-            below = block[block < high]
-            above += block.size - below.size
-            inside.append(below[below >= low])
-            # The keys that one other goes before.
-            if low <= 0 and self._attention.shape[-1] > 1:
-                inside.append(np.zeros(block.shape[0] * block.shape[1]))
-        cuts, counts = np.unique(np.concatenate(inside), return_counts=True)
-        spared = spared[(spared >= low) & (spared < high)]
-        np.subtract.at(counts, np.searchsorted(cuts, spared), 1)
-        pruned = above + counts[::-1].cumsum()[::-1]
-        if high <= 1:
-            return cuts, pruned
-        # No cut is above 1, and a sum may be by rounding.
-        at_one = np.searchsorted(cuts, 1.0)
-        rest = pruned[at_one] if at_one < len(cuts) else above
-        return np.append(cuts[:at_one], 1.0), np.append(pruned[:at_one], rest)
+    def _count(self, digits: int, first: int, number: int) -> NDArray[np.intp]:
+        """How many steps at which the sparsity changes are in each of ``number`` cells, and how many above."""
 
-    def _check_range(self, sparsity: float, fewest: float, most: float) -> None:
+        def count(part: Part) -> NDArray[np.intp]:
+            steps, spared = self._steps(part)
+            # A product with a power of two is exact.
+            cells = (steps[~spared] * 2.0**digits).astype(np.intp)
+            cells = np.minimum(cells[cells >= first] - first, number)
+            return np.bincount(cells, minlength=number + 1)
+
+        return sum(map_parts(count, self._attention), np.zeros(number + 1, dtype=np.intp))
+
+    def _steps(self, part: Part) -> tuple[Numbers, Keep]:
+        """The steps of the keys in these rows [n, N - 1], ascending in each, and which of them are spared."""
+        start = part[-1].start if isinstance(part[-1], slice) else 0
+        rows = self._attention[part][max(self._prefix - start, 0) :]
+        _, sums = _rank(rows)
+        np.minimum(sums, 1, out=sums)
+        spared = np.zeros(rows.shape, dtype=np.bool_)  # in descending order, as the steps
+        for column in range(self._prefix):
+            value = rows[:, column, None]
+            after = np.count_nonzero(rows < value, axis=-1) + np.count_nonzero(rows[:, :column] == value, axis=-1)
+            np.put_along_axis(spared, rows.shape[-1] - 1 - after[:, None], True, axis=-1)
+        return sums[:, :-1], spared[:, 1:]
+
+    def _outcomes(self, bracket: _Bracket) -> tuple[Numbers, NDArray[np.intp]]:
+        """The cuts at which a key's step is, ascending, and how many entries each prunes.
+
+        Those in the bracket, and beyond it on both sides up to the next that changes the sparsity.
+        """
+        low, high, above = bracket
+
+        def look(part: Part) -> tuple[Numbers, NDArray[np.intp], float, float]:
+            steps, spared = self._steps(part)
+            changing = steps[~spared]
+            below = float(changing.max(initial=0.0, where=changing < low))
+            beyond = float(changing.min(initial=1.0, where=changing >= high))
+            inside = (steps >= below) & (steps <= beyond)
+            cuts, places = np.unique(steps[inside], return_inverse=True)
+            return cuts, np.bincount(places[~spared[inside]], minlength=len(cuts)), below, beyond
+
+        looks = list(map_parts(look, self._attention))
+        steps, changes = (np.concatenate([one[index] for one in looks]) for index in range(2))
+        below, beyond = max(one[2] for one in looks), min(one[3] for one in looks)
+        # 1 is a cut also where no key has it as its step.
+        cuts, places = np.unique(np.append(steps, 1.0), return_inverse=True)
+        counts = np.zeros(len(cuts), dtype=np.intp)
+        np.add.at(counts, places[:-1], changes)
+        counts[cuts >= high] = 0  # they are in ``above``
+        seen = (cuts >= below) & (cuts <= beyond)  # what lies further out was not seen by all
+        return cuts[seen], above + counts[seen][::-1].cumsum()[::-1]
+
+    def _check_range(self, sparsity: float, *, fewest: int, most: int) -> None:
         least, largest = fewest / self._attention.size, most / self._attention.size
         if not least - 0.005 <= sparsity <= largest + 0.005:
             raise VitcodError(
                 f"--sparsity {sparsity:g} can't be reached by the info method on this map, only {least:.4f} to "
                 f"{largest:.4f} (a key of every row and all prefix tokens are kept); choose one in this range."
             )
-
-
-def _bracket(steps: list[Numbers], wanted: float) -> tuple[float, float]:
-    """Bounds that the ``wanted``-th largest step most likely lies between, from a sample of the rows."""
-    size = sum(block.size for block in steps)
-    if size < 100_000:
-        return -np.inf, np.inf
-    sample = np.concatenate([block.reshape(-1, block.shape[-1])[::16].ravel() for block in steps])
-    index = round(sample.size * (1 - wanted / size))
-    margin = sample.size // 100
-    below, above = index - margin, index + margin
-    inner = [bound for bound in (below, above) if 0 <= bound < sample.size]
-    sample.partition(inner)
-    low = sample[below] if below in inner else -np.inf
-    high = sample[above] if above in inner else np.inf
-    return low, high if high <= 1 else np.inf
-
-
-def _is_inside(pruned: NDArray[np.int64], wanted: float) -> bool:
-    """Whether the nearest to ``wanted`` has neighbours on both sides, so that none outside can be nearer."""
-    return len(pruned) > 2 and 0 < np.abs(pruned - wanted).argmin() < len(pruned) - 1
 
 
 def _short_decimal(low: float, high: float) -> float:

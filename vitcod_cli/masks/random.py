@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.masks.ranking import Keep
+from vitcod_cli.masks.ranking import Keep, parts
 from vitcod_cli.masks.ratio import Ratio
 from vitcod_cli.settings import setting
 
@@ -29,4 +29,7 @@ class Random(Ratio):
 
 def random_mask(shape: tuple[int, ...], ratio: float, seed: int) -> Keep:
     """Each entry kept with probability 1 - ``ratio``, the same for the same ``seed`` and shape."""
-    return np.random.default_rng(seed).random(shape) >= ratio
+    generator, keep = np.random.default_rng(seed), np.empty(shape, dtype=np.bool_)
+    for part in parts(shape):  # one after the other, so that the draw is that of the whole
+        keep[part] = generator.random(keep[part].shape) >= ratio
+    return keep

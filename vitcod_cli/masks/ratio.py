@@ -9,7 +9,7 @@ import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.masks.method import MaskMethod
-from vitcod_cli.masks.ranking import Attention, Keep, for_each_block, keep_largest
+from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest
 from vitcod_cli.settings import setting
 
 DEFAULT_RATIO = 0.9
@@ -45,9 +45,9 @@ def ratio_mask(attention: Attention, ratio: float) -> Keep:
     kept = num_keys - np.count_nonzero(np.arange(num_keys) < ratio * num_keys)
     keep = np.empty(attention.shape, dtype=np.bool_)
 
-    def fill(block: Any) -> None:
-        rows = attention[block]
-        keep[block] = keep_largest(rows, np.sort(rows, axis=-1), np.full(rows.shape[:-1], kept))
+    def fill(part: Part) -> None:
+        rows = attention[part]
+        keep[part] = keep_largest(rows, np.sort(rows, axis=-1), np.full(len(rows), kept))
 
-    for_each_block(fill, attention)
+    for_each_part(fill, attention)
     return keep

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.masks.method import MaskMethod
-from vitcod_cli.masks.ranking import Attention, Keep
+from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part
 from vitcod_cli.settings import setting
 
 DEFAULT_COEF = 0.9
@@ -40,7 +42,12 @@ def std_mask(attention: Attention, coef: float) -> Keep:
     Computed in the map's own precision, as published. Rows may come out empty: see
     :func:`~vitcod_cli.masks.prefix.fill_empty_rows`.
     """
-    mean = attention.mean(axis=-1, keepdims=True)
-    std = attention.std(axis=-1, keepdims=True)
-    keep: Keep = attention >= mean + coef * std
+    keep = np.empty(attention.shape, dtype=np.bool_)
+
+    def fill(part: Part) -> None:
+        rows = attention[part]
+        mean, std = rows.mean(axis=-1, keepdims=True), rows.std(axis=-1, keepdims=True)
+        keep[part] = rows >= mean + coef * std
+
+    for_each_part(fill, attention)
     return keep
