@@ -513,7 +513,7 @@ def test_a_flipped_bit_in_a_pickled_checkpoint_is_noticed(tmp_path: Path) -> Non
     data = bytearray(path.read_bytes())
     data[data.index(torch.full((9,), 1.5).numpy().tobytes()) + 13] ^= 0x40
     path.write_bytes(data)
-    with pytest.raises(VitcodError, match="model.pth is not a whole PyTorch checkpoint .* is damaged"):
+    with pytest.raises(VitcodError, match=r"model\.pth is not a whole PyTorch checkpoint .* is damaged"):
         read_checkpoint(path, "--checkpoint")
 
 
@@ -525,3 +525,17 @@ def test_a_pickled_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     assert read_checkpoint(tmp_path / "model.pth", "--checkpoint").state_dict["head.weight"].sum() == 20
+
+
+def test_an_array_that_its_header_does_not_describe(tmp_path: Path) -> None:
+    path = tmp_path / "mask.npy"
+    np.save(path, np.ones((1, 2, 3, 3), dtype=bool))
+    content = path.read_bytes()
+    path.write_bytes(content + b"\1")
+    with pytest.raises(VitcodError, match="bytes behind its numbers"):
+        read_mask(path)
+    path.write_bytes(content[:-1] + b"\x37")
+    with pytest.raises(VitcodError, match="neither true nor false"):
+        read_mask(path)
+    path.write_bytes(content)
+    assert not read_mask(path).keep.any()

@@ -35,6 +35,10 @@ def read_npy(path: str | os.PathLike[str], flag: str) -> np.ndarray:
         # There are types of no bytes, of which a file holds as many as it likes.
         if mapped.dtype.kind not in "biufc":
             raise ValueError(f"it holds {str(mapped.dtype)[:40]}")
+        if os.path.getsize(path) != mapped.offset + mapped.nbytes:
+            raise ValueError("there are bytes behind its numbers")
+        if mapped.dtype == np.bool_ and mapped.size and mapped.view(np.uint8).max() > 1:
+            raise ValueError("some of its truth values are neither true nor false")
     except VitcodError:
         raise
     # What a damaged header raises depends on where it is damaged: numpy parses it as Python.
