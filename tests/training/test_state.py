@@ -334,6 +334,17 @@ def groups_of(run: RunState) -> list[dict[str, Any]]:
     return run.trained.optimizer.param_groups
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float16], ids=str)
+@pytest.mark.parametrize("part", ["model/", "ema/"])
+def test_weights_of_another_type_are_not_converted(tmp_path: Path, part: str, dtype: torch.dtype) -> None:
+    run = saved(tmp_path)
+    tensors, info = run.file.tensors(), run.file.info()
+    name = next(name for name in tensors if name.startswith(part) and tensors[name].is_floating_point())
+    write_safetensors(run.file.path, {**tensors, name: tensors[name].to(dtype)}, RUN_STATE, info)
+    with pytest.raises(VitcodError, match=rf"is damaged .*is {dtype}, not torch.float32.*start afresh"):
+        run.load(SilentReporter())
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
 def test_a_state_that_was_cut_short(tmp_path: Path, share: float) -> None:
     run = saved(tmp_path)

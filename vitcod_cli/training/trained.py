@@ -177,6 +177,9 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, value in module.state_dict().items():  # loading would convert others without a word
+        if name in weights and weights[name].dtype != value.dtype:
+            raise ValueError(f"its {name} is {weights[name].dtype}, not {value.dtype}")
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
