@@ -17,7 +17,7 @@ else:  # pytest brings it along
 PACKAGE = Path(vitcod_cli.__file__).parent
 PROJECT = PACKAGE.parent / "pyproject.toml"
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "datasets": None}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "datasets": None, "webdataset": None, "braceexpand": None}
 """Of modules that aren't called like their package; None: for an option whose message names the package."""
 
 

@@ -29,9 +29,10 @@ from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess, _figures
 from vitcod_cli.data.renormalise import Renormalise
-from vitcod_cli.lowrank.moments import collect_moments
+from vitcod_cli.lowrank.moments import MomentKernel
 from vitcod_cli.model.layers import (
     attention_shape,
+    attentions,
     fold_auto_encoders,
     prepare_inference,
     recording_reconstruction,
@@ -137,8 +138,10 @@ def test_kernels_that_collect(kind: str) -> None:
         with using(model, lambda index: DamageKernel(sums[index])):
             logits = model(images())
         assert fisher_direction(logits.float(), torch.Generator().manual_seed(0)).device == CUDA
-        moments = collect_moments(model, [images()], num_prefix_tokens=1)
-        assert {tensor.device for layer in moments for tensor in layer.tensors()} == {CUDA}
+        kernels = [MomentKernel(layer, 1) for layer in attentions(model)]
+        with using(model, lambda index: kernels[index]):
+            assert model(images()).device == CUDA
+        assert {tensor.device for kernel in kernels for tensor in kernel.moments.tensors()} == {CUDA}
 
 
 def test_images_come_to_the_gpu() -> None:
@@ -164,11 +167,12 @@ def test_blocks_are_calibrated_on_the_gpu() -> None:
     model = model_on(CUDA, "low-rank, sparse")
     with FakeTensorMode():
         model, running = moved(model, CUDA), runtime()
-        tokens = embed(model, [images(3), images(2)], running)
+        tokens = embed(model, [images(3), images(2)], 5, running)
         assert tokens.device == CUDA
-        target = apply_block(model.blocks[0], tokens, running)
+        target = tokens.clone()
+        apply_block(model.blocks[0], target, running)
         loss = OutputLoss.scaled_to(target, 1)
-        assert loss(apply_block(model.blocks[0], tokens, running), target).device == CUDA
+        assert loss(model.blocks[0](tokens), target).device == CUDA
 
 
 @pytest.mark.parametrize("distill", ["none", "soft", "hard"])
@@ -229,16 +233,20 @@ FACTORIES = {
 ON_THE_CPU = {
     "artifacts/safetensors_file.py": "what is written comes from the CPU",
     "attention/importance.py": "masks, which set_keep_mask moves; signs drawn on the CPU, moved at once",
-    "calibration/blockwise.py": "a generator of the CPU, so that the images of a step are the same everywhere",
-    "data/batches.py": "made by workers",
+    "calibration/block_fit.py": "a generator of the CPU, so that the images of a step are the same everywhere",
+    "calibration/blockwise.py": "the tokens of no image",
+    "data/batches.py": "a generator of the CPU",
     "data/calibration.py": "the images stay in main memory",
     "data/order.py": "the order of the images is the CPU's",
     "data/renormalise.py": "buffers, moved with the module",
+    "data/samples.py": "made by workers",
     "data/streams.py": "a generator of the CPU",
     "export/program.py": "programs are exported and checked on the CPU",
     "model/kernels/planned.py": "plans are for CPUs",
     "model/load.py": "a mask, which set_keep_mask moves",
     "steps/compress.py": "a mask, and labels that nobody reads",
+    "training/preflight.py": "a tiny layer, to try an optimizer on",
+    "training/trainer.py": "an image to try a teacher on, moved at once",
 }
 """Files that make tensors without a device, and why they may."""
 

@@ -125,7 +125,7 @@ def test_only_arguments_of_the_architecture_reach_timm(
         "deit_tiny_patch16_224.no_such_tag",
         "deit_tiny_patch16_224./etc/passwd",
         "deit_tiny_patch16_224\n",
-        "x" * 100_000,
+        "x" * 4000,
         "",
     ],
     ids=lambda name: name[:40],
