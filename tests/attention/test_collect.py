@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.attention import collect
 from vitcod_cli.attention.collect import collect_attention
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.errors import VitcodError
@@ -115,6 +116,19 @@ def test_no_more_images_than_asked_for(tiny_config: ModelConfig, count: int) -> 
     expected, _ = collect_attention(model, [(images, torch.zeros(len(images)))], CPU, SilentReporter())
     assert num_images == min(count, 7)
     np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("entries", "most"), [(1, 1), (3 * 17**2, 3), (70 * 17**2, 64)])
+def test_images_with_many_tokens_are_shown_a_few_at_a_time(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, entries: int, most: int
+) -> None:
+    model, seen = build_model(tiny_config), []
+    expected, _ = collect_attention(model, batches(100), CPU, SilentReporter())
+    monkeypatch.setattr(collect, "ENTRIES", entries)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    found, num_images = collect_attention(model, batches(100), CPU, SilentReporter(), max_images=99)
+    assert (num_images, sum(seen), max(seen)) == (99, 99, most)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_no_image_is_an_error(tiny_config: ModelConfig) -> None:

@@ -200,3 +200,18 @@ def test_images_with_many_tokens_come_in_small_batches(
     pruning_damage(model, pictures(40), CPU)
     assert sum(seen) == 40
     assert max(seen) == most
+
+
+def test_no_probabilities_are_kept_for_the_backward_pass(model: VisionTransformer) -> None:
+    """Those of a dozen layers took gigabytes at 512 pixels."""
+    kept: list[tuple[int, ...]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    tokens = attention_shape(model)[-1]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        pruning_damage(model, pictures(2), CPU)
+    assert kept
+    assert not [shape for shape in kept if shape[-2:] == (tokens, tokens)]

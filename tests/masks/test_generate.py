@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from command_line import MakeMap
 
-from vitcod_cli.artifacts.attention_map import AttentionMap
+from vitcod_cli.artifacts.arrays import release_pages
+from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
 from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks import info as information
+from vitcod_cli.masks import ranking
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.info import info_mask
 from vitcod_cli.masks.prefix import keep_prefix
@@ -134,3 +139,56 @@ def test_rows_must_sum_to_one(make_map: MakeMap, factor: float) -> None:
 
 def test_float32_sums_may_be_a_little_off(make_map: MakeMap) -> None:
     generate(make_map() * np.float32(1.0005), info_cut=0.5)
+
+
+METHODS: list[dict[str, Any]] = [
+    {"sparsity": 0.9},
+    {"sparsity": 0.2},
+    {"info_cut": 0.4},
+    {"method": "ratio"},
+    {"method": "ratio", "ratio": 1.0, "num_prefix_tokens": 0},
+    {"method": "std"},
+    {"method": "std", "std_coef": 100.0},
+    {"method": "random"},
+    {"allocate": True, "sparsity": 0.5},
+]
+
+
+@pytest.mark.parametrize("settings", METHODS)
+def test_no_method_holds_another_array_of_the_map_s_size(
+    make_map: MakeMap, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Beside the map, which is memory-mapped, and the mask, a quarter of it, parts are all that is held."""
+    monkeypatch.setattr(ranking, "PART", 2**12)
+    monkeypatch.setattr(ranking, "usable_cores", lambda: 1)
+    monkeypatch.setattr(ranking, "_DIGIT", 8)  # of the counts that --allocate makes
+    monkeypatch.setattr(information, "FEW", 100)
+    monkeypatch.setattr(information, "_DIGITS", 6)
+    attention = make_map(blocks=3, heads=4, tokens=240)
+    importance = np.random.default_rng(0).random(attention.shape, dtype=np.float32)
+    write_attention_map(tmp_path / "map", AttentionMap(attention, 1, {}, importance))
+    expected = generate(attention, **settings) if "allocate" not in settings else None
+    mapped = read_attention_map(tmp_path / "map")
+    tracemalloc.start()
+    try:
+        made = generate_mask(mapped, MaskSettings.from_flat(settings), SilentReporter())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (0.25 + 0.4) * attention.nbytes
+    if expected is not None:
+        np.testing.assert_array_equal(made.keep, expected.keep)
+
+
+def test_what_is_read_is_mapped_and_may_be_read_again(make_map: MakeMap, tmp_path: Path) -> None:
+    """Giving back the memory of a mapped file changes nothing; of an array that was written to, it isn't done."""
+    np.save(tmp_path / "map.npy", make_map())
+    mapped = read_attention_map(tmp_path / "map.npy").attention
+    release_pages(mapped)
+    np.testing.assert_array_equal(mapped, make_map())
+    copy = np.load(tmp_path / "map.npy", mmap_mode="c")
+    copy[0, 0, 0, 0] = 7
+    view = copy[0]
+    view.flags.writeable = False
+    release_pages(view)
+    assert copy[0, 0, 0, 0] == 7

@@ -21,8 +21,8 @@ from vitcod_cli.runtime import Runtime
 IMAGES = 32
 """Images whose probabilities are added up in float32, at most."""
 
-TOKENS = 20_000
-"""Tokens that a model is shown at once, at most (or those of one image): those of 100 images of 224 pixels."""
+ENTRIES = 2**22
+"""Attention entries of a head over the images that a model on a CPU is shown at once, at most (or one image's)."""
 
 COLLECTED_BYTES = 32 * 2**20
 """Attention maps are collected so many bytes of probabilities at a time."""
@@ -115,13 +115,13 @@ def _show(
     total = getattr(loader, "num_images", None) or None
     if limit is not None:
         total = limit if total is None else min(total, limit)
-    seen, size = 0, images_at_once(model)
+    seen, size = 0, images_at_once(attention_shape(model)[-1])
     with reporter.progress("attention", total) as progress:
         for images, _ in loader:
             part = images if limit is None else images[: limit - seen]
             if not len(part):
                 break
-            for few in slices(len(part), size):
+            for few in slices(len(part), size if runtime.device.type == "cpu" else len(part)):
                 with runtime.autocast():
                     model(runtime.to_device(part[few]))
             seen += len(part)
@@ -131,10 +131,10 @@ def _show(
     return seen
 
 
-def images_at_once(model: VisionTransformer) -> int:
-    """How many images ``model`` is shown at once: whole :data:`IMAGES`, so that their sums are the same."""
-    images = TOKENS // attention_shape(model)[-1]
-    return max(images - images % IMAGES if images > IMAGES else images, 1)
+def images_at_once(num_tokens: int) -> int:
+    """How many images the model is shown at once on a CPU; whole :data:`IMAGES` where it can be more."""
+    images = max(ENTRIES // num_tokens**2, 1)
+    return images - images % IMAGES if images > IMAGES else images
 
 
 def _check_finite(attention: NDArray[np.float32]) -> None:

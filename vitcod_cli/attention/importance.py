@@ -69,10 +69,10 @@ def collect_importance(
     keep = torch.ones(attention_shape(model), dtype=torch.bool) if mask is None else mask
     worth = torch.zeros(keep.shape, dtype=torch.float64, device=runtime.device)
     worth.masked_fill_(~keep.to(worth.device), -1)
-    free_memory()  # of whatever came before: what follows takes pieces of other sizes
     try:
         with reporter.progress("importance", rounds * len(images)) as progress:
             for number in range(rounds):
+                free_memory()  # of whatever came before: what follows takes pieces of other sizes
                 _measure_again(worth, keep, model, images, runtime, progress=progress, seed=number)
                 ours = worth.cpu().numpy()
                 sparsity = 1 - 0.5 ** (number + 1)
@@ -85,7 +85,9 @@ def collect_importance(
         if mask is not None:
             set_keep_mask(model, mask)
     free_memory()
-    return _ranks(ours)
+    ascending = ours.argsort(axis=None, kind="stable")
+    del ours, worth
+    return _ranks(ascending).reshape(keep.shape)
 
 
 def _measure_again(
@@ -119,13 +121,13 @@ def _measure_again(
         block.copy_(torch.where(kept.to(block.device), block / int(count) + most, block))
 
 
-def _ranks(worth: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The share of all entries that are smaller than each, or equal and before it; of the same shape."""
-    ranks, ascending = np.empty(worth.size, dtype=np.float32), worth.argsort(axis=None, kind="stable")
-    for start in range(0, worth.size, RANKED):
+def _ranks(ascending: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The share of all entries that come before each, where these are the indices of all in their order."""
+    ranks = np.empty(ascending.size, dtype=np.float32)
+    for start in range(0, ascending.size, RANKED):
         few = ascending[start : start + RANKED]
-        ranks[few] = np.arange(start, start + len(few)) / worth.size
-    return ranks.reshape(worth.shape)
+        ranks[few] = np.arange(start, start + len(few)) / ascending.size
+    return ranks
 
 
 class DamageKernel(Kernel):
@@ -144,7 +146,7 @@ class DamageKernel(Kernel):
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
         if keep is not None and self._additive is None:  # the mask stays as long as the kernel
-            self._additive = additive_mask(keep, heads.q.dtype)
+            self._additive = additive_mask(keep, torch.bfloat16)  # which has 0 and -inf, and takes half the memory
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             logits = masked_logits(q, k, None)
