@@ -384,3 +384,13 @@ def test_a_teacher_that_does_not_say_what_it_is_is_taken_for_the_students_model(
     student = tiny_config.changed(svd_type="mix_head_fc_qk", num_classes=7)
     teacher = load_model(settings, str(path), flag="--teacher", reporter=reporter, like=student)
     assert model_config(teacher) == tiny_config
+
+
+@pytest.mark.parametrize("name", ["head.weight", "patch_embed.proj.weight", "pos_embed"])
+def test_a_file_of_ours_whose_tensors_are_another_models(tmp_path: Path, name: str) -> None:
+    """Foreign weights are resampled, and get a new head; a file that says what it holds holds just that."""
+    model = random_model(config_of("class token"))
+    tensors = dict(model.state_dict())
+    tensors[name] = tensors[name][..., :-1] if name != "head.weight" else tensors[name][:-1]
+    write_checkpoint(tmp_path / "odd.safetensors", tensors, model_config(model), {})
+    assert f"names a model whose {name} is" in refusal(tmp_path / "odd.safetensors")

@@ -27,6 +27,9 @@ from vitcod_cli.reporting import QUIET, Reporter
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+_ADAPTED = ("head.", "head_dist.", "pos_embed", "patch_embed.")
+"""Names of what is fitted to another class count, image or patch size."""
+
 HUB = "timm"
 """The source that stands for the hub's pretrained weights."""
 
@@ -132,6 +135,7 @@ def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str,
         VitcodError: if it doesn't fit, or holds values that are not finite; the model is as it was.
     """
     where = f"{flag} {checkpoint.source}"
+    _check_own_shapes(checkpoint, where)
     _check_dtypes(model, checkpoint.state_dict, where)
     state_dict = {k: v.float() if v.dtype in _FLOATS else v for k, v in checkpoint.state_dict.items()}
     broken = [k for k, v in state_dict.items() if v.dtype == torch.float32 and not torch.isfinite(v).all()]
@@ -147,6 +151,24 @@ def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str,
     model.load_state_dict(state_dict)
     if keep is not None:
         set_keep_mask(model, keep)
+
+
+def _check_own_shapes(checkpoint: Checkpoint, where: str) -> None:
+    """Refuse a file of ours whose heads, patches or positions are not of the model that it names.
+
+    In other files they mean another class count or image size; they are made anew or resampled.
+    """
+    if checkpoint.layout != "vitcod" or checkpoint.config is None:
+        return
+    with torch.device("meta"):
+        named = build_model(checkpoint.config).state_dict()
+    names = [name for name in checkpoint.state_dict if name in named and name.startswith(_ADAPTED)]
+    wrong = [name for name in names if checkpoint.state_dict[name].shape != named[name].shape]
+    if wrong:
+        raise VitcodError(
+            f"{where} names a model whose {wrong[0]} is {list(named[wrong[0]].shape)}, and holds one of "
+            f"{list(checkpoint.state_dict[wrong[0]].shape)}; make it again."
+        )
 
 
 def _check_dtypes(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> None:

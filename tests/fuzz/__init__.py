@@ -1,0 +1,1 @@
+"""Hostile files, names and values by the thousand: every reader against every kind of damage."""
