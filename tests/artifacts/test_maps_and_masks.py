@@ -130,6 +130,12 @@ def test_a_map_of_anything_but_probabilities(tmp_path: Path, value: float) -> No
             read_attention_map(tmp_path / name)
 
 
+def test_a_map_of_less_than_no_images(tmp_path: Path) -> None:
+    write_attention_map(tmp_path / "map", AttentionMap(random_map(), -1))
+    with pytest.raises(VitcodError, match="-1 images"):
+        read_attention_map(tmp_path / "map")
+
+
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     write_mask(tmp_path / "mask", Mask(np.ones((1, 1, 2, 2), dtype=bool)))
     write_attention_map(tmp_path / "map", AttentionMap(random_map()))

@@ -73,6 +73,18 @@ def test_a_flipped_bit_in_the_data_is_noticed(tmp_path: Path, kind: str) -> None
         assert "damaged" in refusal(read, path, "--x")
 
 
+@pytest.mark.parametrize(("old", "new"), [(b"checksum", b"checksqm"), (b'sum\\": \\"', b'sum\\": \\"~')])
+def test_a_checksum_that_is_damaged_itself(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """Such a file is not taken for one of an older vitcod, which has none."""
+    path = tmp_path / "x.safetensors"
+    write_checkpoint(path, WEIGHTS, CONFIG, {})
+    content = path.read_bytes()
+    at = content.index(old)
+    content = content[:at] + new + content[at + len(new) :]
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "damaged" in refusal(read_checkpoint, path)
+
+
 def test_a_file_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, looked = tmp_path / "x.safetensors", list[Path]()
     digest = checksum._digest

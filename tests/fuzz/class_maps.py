@@ -127,7 +127,8 @@ def _line_claims(bench: Bench) -> Made:
         "nothing\nknown\n",
         "\ufeff\ufeffclass0\nclass0",
     ]
-    return Made(bench.turn(texts).encode())
+    content = bench.turn(texts).encode()
+    return Made(content, _lines(bench, content))
 
 
 _USE = Use(("eval", "--checkpoint={assets}/dense.safetensors", "--class-map={}", *DATA), _relabelled)

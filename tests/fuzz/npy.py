@@ -160,8 +160,8 @@ def array_changed(asset: str, change: str) -> Any:
         if tensor.dtype == torch.bool and change == "nonfinite":
             return Made(saved(np.where(tensor.numpy(), np.nan, 0.0)))
         other = st.CHANGES[change](tensor, bench)
-        if other.dtype == torch.float8_e4m3fn:
-            other = other.to(torch.uint8)
+        if other.dtype in (torch.float8_e4m3fn, torch.bool) and change == "dtype":
+            other = other.to(torch.uint8)  # numpy has no such floats, and an array of booleans is a mask
         return Made(saved(other.numpy()))
 
     return make

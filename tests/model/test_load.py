@@ -394,3 +394,13 @@ def test_a_file_of_ours_whose_tensors_are_another_models(tmp_path: Path, name: s
     tensors[name] = tensors[name][..., :-1] if name != "head.weight" else tensors[name][:-1]
     write_checkpoint(tmp_path / "odd.safetensors", tensors, model_config(model), {})
     assert f"names a model whose {name} is" in refusal(tmp_path / "odd.safetensors")
+
+
+def test_a_tensor_of_more_dimensions_than_torch_computes_with(tmp_path: Path) -> None:
+    tensors = dict(random_model(config_of("class token")).state_dict())
+    save_file(
+        {**tensors, "norm.bias": tensors["norm.bias"].reshape(*[1] * 100, -1)}, tmp_path / "deep.safetensors"
+    )
+    assert "norm.bias of more than 8 dimensions" in refusal(
+        tmp_path / "deep.safetensors", model="deit_tiny_patch16_224", model_kwargs=KWARGS, img_size=32
+    )

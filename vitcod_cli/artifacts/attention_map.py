@@ -78,6 +78,10 @@ def _read_own(path: str | os.PathLike[str], flag: str) -> AttentionMap:
         check_shape(tuple(shapes[0]), path, flag, "an attention map")
         importance = None if important is None else map_tensor(path, "importance", "<f4")
         num_images = int(handle.get_tensor("num_images")[0])
+        if num_images < 0:
+            raise VitcodError(
+                f"{flag} {path} is a mean of {num_images} images; make it again with vitcod dump-attn."
+            )
         return AttentionMap(map_tensor(path, "attention", "<f4"), num_images, info, importance)
 
 

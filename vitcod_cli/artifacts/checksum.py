@@ -18,9 +18,10 @@ PLACEHOLDER = "0" * 64
 
 _CHUNK = 1 << 20
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
-# Our metadata is JSON inside a string of JSON, and the checksum is the third entry of it.
+# Our metadata is JSON inside a string of JSON, and the checksum is the third entry of it. Its name and digits may
+# be what is damaged: an entry as long as it, in its place, is no other.
 _PATTERN = re.compile(
-    rb'\{\\"format\\": ?\\"[\w-]+\\", ?\\"version\\": ?\d+, ?\\"checksum\\": ?\\"([0-9a-f]{64})\\"'
+    rb'\{\\"format\\": ?\\"[\w-]+\\", ?\\"version\\": ?\d+, ?\\"([^"\\]{8})\\": ?\\"([^"\\]{64})\\"'
 )
 
 
@@ -60,7 +61,7 @@ def _position(file: IO[bytes]) -> int | None:
     if len(start) < 8 or (size := struct.unpack("<Q", start)[0]) > _LARGEST_HEADER:
         return None
     match = _PATTERN.search(file.read(size))
-    return None if match is None else 8 + match.start(1)
+    return None if match is None else 8 + match.start(2)
 
 
 def _digest(path: Path, at: int) -> str:

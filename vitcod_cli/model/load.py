@@ -30,6 +30,9 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _ADAPTED = ("head.", "head_dist.", "pos_embed", "patch_embed.")
 """Names of what is fitted to another class count, image or patch size."""
 
+_MOST_DIMENSIONS = 8
+"""No weight has more, and torch can't compute with more than 64."""
+
 HUB = "timm"
 """The source that stands for the hub's pretrained weights."""
 
@@ -137,6 +140,8 @@ def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str,
     where = f"{flag} {checkpoint.source}"
     _check_own_shapes(checkpoint, where)
     _check_dtypes(model, checkpoint.state_dict, where)
+    if deep := [name for name, value in checkpoint.state_dict.items() if value.ndim > _MOST_DIMENSIONS]:
+        raise VitcodError(f"{where} has {_some(deep)} of more than {_MOST_DIMENSIONS} dimensions; get it again.")
     state_dict = {k: v.float() if v.dtype in _FLOATS else v for k, v in checkpoint.state_dict.items()}
     broken = [k for k, v in state_dict.items() if v.dtype == torch.float32 and not torch.isfinite(v).all()]
     if broken:
