@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -37,8 +38,7 @@ class EvalLoader:
         return math.ceil(self.num_images / self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets, _ in self._read():
-            yield images, targets
+        return map(itemgetter(0, 1), self._read())  # which holds no batch while the next is read
 
 
 def eval_loader(
