@@ -16,6 +16,7 @@ import torch.hub
 
 from vitcod_cli.artifacts.checkpoint import read_checkpoint
 from vitcod_cli.artifacts.download import download
+from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import SilentReporter
 
@@ -172,3 +173,9 @@ def test_a_checkpoint_from_the_web(web: Web) -> None:
     assert torch.equal(checkpoint.state_dict["head.weight"], torch.ones(2, 3))
     assert checkpoint.source == "https://host/deit.pth"
     assert checkpoint.sha256 == hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def test_what_a_file_says_of_its_source_is_no_secret() -> None:
+    source = "https://user:word@example.org/models/deit.pth?token=secret#part"
+    assert provenance("vitcod convert", source) == {"made_by": "vitcod convert", "source": "deit.pth"}
+    assert provenance("vitcod convert", "models/what?.pth")["source"] == "what?.pth"
