@@ -180,6 +180,13 @@ def test_too_little_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exc
     assert "not enough memory: lower --batch-size" in cli("gen-mask", "--attn-map", "any").error
 
 
+@pytest.mark.parametrize("words", [("--" + "x" * 5000,), ("y" * 5000, "z" * 5000)])
+def test_wrong_usage_is_not_repeated_at_length(cli: Cli, words: tuple[str, ...]) -> None:
+    outcome = cli("eval", *words)
+    assert outcome.code == 2
+    assert 0 < len(outcome.err) < 1500
+
+
 def test_a_current_folder_that_was_removed(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -17,6 +17,9 @@ from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.machine import is_out_of_memory
 from vitcod_cli.reporting import visible
 
+_LONGEST = 1000
+"""Characters of a message about wrong usage: it repeats what was typed."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: this process's) and return its exit code.
@@ -111,7 +114,8 @@ def _run(arguments: list[str]) -> int:
 
 def _usage_error(error: Any) -> int:
     """Say what Typer says, but in lines that only we can break."""
-    error.message = visible(error.message)
+    text = error.message
+    error.message = visible(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
     if is_main():
         error.show(file=sys.stderr)
     return int(error.exit_code)
