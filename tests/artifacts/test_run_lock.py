@@ -16,8 +16,10 @@ import pytest
 
 from vitcod_cli.artifacts import lock_holder, run_lock
 from vitcod_cli.artifacts.lock_holder import Holder, read_holder
+from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
 from vitcod_cli.artifacts.run_lock import LOCK, STALE, RunLock, is_lock
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import SilentReporter
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -305,3 +307,17 @@ def test_without_proc_a_living_process_counts(tmp_path: Path, monkeypatch: pytes
         RunLock.acquire(tmp_path)
     leave(tmp_path, pid=2**31 - 1)
     RunLock.acquire(tmp_path).release()
+
+
+def test_a_new_folder_that_cannot_be_locked_goes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, say."""
+
+    def full(*_: object, **__: object) -> None:
+        raise VitcodError("--output-dir can't be written to (No space left on device); choose another folder.")
+
+    monkeypatch.setattr(RunLock, "acquire", full)
+    (tmp_path / "old").mkdir()
+    for name in ("new", "old"):
+        with pytest.raises(VitcodError, match="can't be written to"):
+            RunDirectory.open(OutputSettings(output_dir=str(tmp_path / name)), SilentReporter())
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -224,3 +224,10 @@ def test_a_reader_that_went_away() -> None:
     os.close(write)
     assert result.returncode == 1
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("words", [["eval", "--" + "a" * 5000], ["a" * 5000], ["eval", "--json", "9" * 5000]])
+def test_usage_errors_do_not_repeat_what_was_pasted(cli: Cli, words: list[str]) -> None:
+    error = the_error(cli(*words))
+    assert "longer than 4096 characters" in error
+    assert len(error) < 300

@@ -17,10 +17,10 @@ from fuzz.safetensors_files import strictly_parsed
 
 def _lines(bench: Bench, content: bytes) -> dict[str, int] | None:
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         return None
-    names = [line.strip() for line in text.rstrip().splitlines()]
+    names = [line.strip() for line in text.rstrip().split("\n")]
     if not names or not all(names) or len(set(names)) < len(names):
         return None
     return _usable({name: label for label, name in enumerate(names)})

@@ -13,7 +13,7 @@ from fuzz.case import READ, REFUSED, Attempt, Done
 from fuzz.sandbox import MEGABYTES, Ran
 
 LONGEST = 2500
-"""Characters of a sentence that somebody still reads; a path alone may have 255 a folder."""
+"""Characters of a sentence that somebody still reads."""
 
 Tree = dict[bytes, tuple[str, int, str]]
 

@@ -33,7 +33,7 @@ READERS: dict[str, dict[str, Make]] = {
 }
 """By reader and mutation, what makes a case."""
 
-_WEIGHTS = {"whole": 0.3, "values": 2.0, "values again": 2.0, "values more": 2.0}
+_WEIGHTS = {"whole": 0.3, "values": 2.0, "values again": 2.0, "values more": 2.0, "command lines": 3.0}
 
 WARM_UP = (
     ("eval", "--checkpoint={assets}/sparse.safetensors", *checkpoints.DATA),

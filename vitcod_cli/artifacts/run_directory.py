@@ -119,7 +119,7 @@ class RunDirectory:
     def _enter(self, settings: OutputSettings, reporter: Reporter) -> tuple[bool, bool]:
         """On the main process: lock the folder, and see what the run can go on from."""
         self._made = _make(self.path)
-        self._lock = RunLock.acquire(self.path, wait=restarted(), say=reporter.info)
+        self._lock = _lock(self.path, self._made, reporter, wait=restarted())
         try:
             check_files(self.path)
             self.launches = launches()
@@ -278,8 +278,7 @@ def locked_folder(path: Path, reporter: Reporter) -> Iterator[None]:
     if not is_main():
         yield
         return
-    _make(path)
-    lock = RunLock.acquire(path, say=reporter.info)
+    lock = _lock(path, _make(path), reporter)
     try:
         yield
     finally:
@@ -292,6 +291,17 @@ def _make(path: Path) -> bool:
         new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         return new
+
+
+def _lock(path: Path, made: bool, reporter: Reporter, *, wait: bool = False) -> RunLock:
+    """Lock the folder; where that can't be, one that was ``made`` for it goes again."""
+    try:
+        return RunLock.acquire(path, wait=wait, say=reporter.info)
+    except VitcodError:
+        if made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _check_filled(path: Path, settings: OutputSettings, goes_on: bool) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 from vitcod_cli.cli.stop import StopSignals
 from vitcod_cli.cli.streams import ReaderGoneError, guard, say
 from vitcod_cli.distributed import first_to_report, is_main
-from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.errors import Interrupted, VitcodError, shown
 from vitcod_cli.machine import is_out_of_memory
 from vitcod_cli.reporting import visible
+from vitcod_cli.settings import LONGEST
 
 _LONGEST = 1000
 """Characters of a message about wrong usage: it repeats what was typed."""
@@ -60,6 +61,7 @@ def _outcome(arguments: list[str], stop: StopSignals) -> int:
             warnings.simplefilter("ignore")
         try:
             _check_current_folder()
+            _check_lengths(arguments)
             code = _run(arguments)
             if stop.received is not None and code:
                 raise Interrupted(code)
@@ -84,6 +86,13 @@ def _outcome(arguments: list[str], stop: StopSignals) -> int:
                     "Error: There is not enough memory: lower --batch-size, or take a smaller model or image size."
                 )
             return 1
+
+
+def _check_lengths(arguments: Sequence[str]) -> None:
+    """What is longer than any path is pasted by mistake; usage errors would repeat all of it."""
+    for argument in arguments:
+        if len(argument) > LONGEST:
+            raise VitcodError(f"An argument is longer than {LONGEST} characters ({shown(argument)}); shorten it.")
 
 
 def _check_current_folder() -> None:
