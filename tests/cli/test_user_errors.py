@@ -180,7 +180,7 @@ def test_too_little_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exc
     assert "not enough memory: lower --batch-size" in cli("gen-mask", "--attn-map", "any").error
 
 
-@pytest.mark.parametrize("words", [("--" + "x" * 5000,), ("y" * 5000, "z" * 5000)])
+@pytest.mark.parametrize("words", [("--" + "x" * 3000,), ("y" * 3000, "z" * 3000)])
 def test_wrong_usage_is_not_repeated_at_length(cli: Cli, words: tuple[str, ...]) -> None:
     outcome = cli("eval", *words)
     assert outcome.code == 2
