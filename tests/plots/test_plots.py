@@ -34,6 +34,12 @@ def panel(figure: Any, picture: np.ndarray, place: int) -> np.ndarray:
     return picture[height - round(box.y1) : height - round(box.y0), round(box.x0) : round(box.x1)]
 
 
+def tick_labels(axis: Any) -> list[Any]:
+    """Those of ticks inside the axis; older matplotlibs have others, and draw none of them."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
 @pytest.mark.parametrize(("tokens", "prefix"), [(17, 1), (50, 0), (197, 1), (198, 2), (577, 1)])
 def test_every_token_is_a_whole_number_of_pixels(tokens: int, prefix: int) -> None:
     keep = np.random.default_rng(0).random((1, 1, tokens, tokens)) < 0.05
@@ -84,9 +90,9 @@ def test_texts_do_not_overlap(make_map: MakeMap, heads: int, tokens: int) -> Non
         texts = [*figure.texts]
         for axes in figure.axes:
             texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
-            texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
+            texts += [*tick_labels(axes.xaxis), *tick_labels(axes.yaxis)]
         boxes = [text.get_window_extent() for text in texts if text.get_visible() and text.get_text().strip()]
-        assert len(boxes) > 10
+        assert len(boxes) > 5
         overlaps = [(a, b) for index, a in enumerate(boxes) for b in boxes[index + 1 :] if a.overlaps(b)]
         assert not overlaps
         assert all(box.x0 >= 0 and box.x1 <= picture.shape[1] and box.y0 >= 0 for box in boxes)
