@@ -17,6 +17,7 @@ from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_c
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.artifacts.published import mask_beside
 from vitcod_cli.commands.convert import convert
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.convert_settings import ConvertOptions
@@ -244,3 +245,16 @@ def test_as_a_command(run_cli: Cli, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert "--overwrite" in done.stderr
+
+
+def test_a_mask_that_a_stranger_names_is_looked_for_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "mask.npy").touch()
+    monkeypatch.chdir(tmp_path / "files")
+    for named in (str(tmp_path / "mask.npy"), "../mask.npy"):
+        assert mask_beside("model.pth", named) is None
+    (tmp_path / "files" / "mask.npy").touch()
+    for named in (str(tmp_path / "mask.npy"), "../mask.npy", "mask.npy"):
+        assert mask_beside("model.pth", named) == Path("mask.npy")

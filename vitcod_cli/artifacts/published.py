@@ -60,12 +60,17 @@ def published_checkpoint(
 
 
 def mask_beside(path: str | os.PathLike[str], mask_path: Any) -> Path | None:
-    """The mask that a published checkpoint's ``args.mask_path`` names: as it stands, or beside the file."""
+    """The mask that a published checkpoint's ``args.mask_path`` names: beside it, or below the current folder.
+
+    A file from a stranger may name one anywhere else, which is not looked at.
+    """
     if not isinstance(mask_path, (str, os.PathLike)) or not os.fspath(mask_path):
         return None
     named, folder = Path(mask_path), Path(path).parent
+    inside = not named.is_absolute() and ".." not in named.parts
+    candidates = (folder / named, named, folder / named.name) if inside else (folder / named.name,)
     # isfile, not is_file: a name that no file can have is no error.
-    return next((path for path in (folder / named, named, folder / named.name) if os.path.isfile(path)), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def plain(value: Any) -> Any:
