@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fuzz.facts import CLASSES, KWARGS, MODEL, SHAPE, SIZE
+from fuzz.legacy import legacy_bytes
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
@@ -92,7 +93,7 @@ def _models(folder: Path) -> None:
     )
     content = {"model": weights, "epoch": 3, "args": args, "best": np.float64(3.5)}
     torch.save(content, folder / "published.pth")
-    torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    (folder / "legacy.pth").write_bytes(legacy_bytes(content))
 
 
 def _sparse_model(folder: Path, keep: np.ndarray) -> None:
@@ -107,7 +108,9 @@ def _archives(folder: Path) -> None:
     files = sorted((folder / "images/val").glob("*/*.png"))
     with tarfile.open(folder / "val.tar", "w") as tar:
         for file in files:
-            tar.add(file, f"{file.parent.name}/{file.name}")
+            info = tarfile.TarInfo(f"{file.parent.name}/{file.name}")
+            info.size = file.stat().st_size
+            tar.addfile(info, io.BytesIO(file.read_bytes()))
     for shard in range(2):
         with tarfile.open(folder / f"val-{shard}.tar", "w") as tar:
             for file in files[shard::2]:

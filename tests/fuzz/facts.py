@@ -78,16 +78,27 @@ def images_of(folder: Path) -> tuple[Tensor, list[int]]:
 
 
 @torch.no_grad()
-def logits_of(tensors: Tensors, assets: Path) -> Tensor | None:
+def logits_of(tensors: Tensors, assets: Path, dtype: torch.dtype = torch.float32) -> Tensor | None:
     """The logits of the plain model on the validation images, None where the weights are no such model."""
     model = plain_model(tensors)
-    return None if model is None else model(images_of(assets / "images/val")[0])
+    return None if model is None else model.to(dtype)(images_of(assets / "images/val")[0].to(dtype))
 
 
 def evaluates_as(tensors: Tensors, assets: Path) -> Check | None:
-    """``eval --json`` says what timm's own model does with these weights."""
+    """``eval --json`` says what timm's own model does with these weights.
+
+    A bit of an exponent makes weights of 1e37, with which rounding alone decides: there timm's logits in float32
+    and float64 have nothing in common either, and no number but that of the images is to be expected.
+    """
     logits = logits_of(tensors, assets)
-    return None if logits is None else says(evaluation(logits, images_of(assets / "images/val")[1]))
+    if logits is None:
+        return None
+    expected = evaluation(logits, images_of(assets / "images/val")[1])
+    exact = logits_of(tensors, assets, torch.float64)
+    # Not finite: what is infinite in float32 is a number in float64, and says NaN either way.
+    if logits.isfinite().all() and not torch.allclose(logits.double(), exact, rtol=1e-3, atol=1e-4):
+        return says({"images": expected["images"]})
+    return says(expected)
 
 
 def says(expected: Mapping[str, float]) -> Check:
@@ -96,6 +107,8 @@ def says(expected: Mapping[str, float]) -> Check:
     def check(done: Done) -> None:
         result = json.loads(done.out)
         for name in ("acc1", "acc5", "loss", "images"):
+            if name not in expected:
+                continue
             value = expected[name]
             if math.isnan(value):  # of weights that are finite, but large
                 assert result[name] is None or math.isnan(result[name]), f"{name} {result[name]}, not {value}"

@@ -20,6 +20,7 @@ from fuzz.case import Bench
 from fuzz.checkpoints import DATA
 from fuzz.facts import KWARGS, MODEL, SIZE, Tensors, evaluates_as, holds, plain_model
 from fuzz.files import FileReader, Made, Use
+from fuzz.legacy import legacy_bytes
 
 
 def _intact(content: bytes) -> bool:
@@ -58,8 +59,10 @@ def _whole(bench: Bench) -> dict[str, Any]:
 
 
 def _saved(content: Any, zipped: bool) -> bytes:
+    if not zipped:
+        return legacy_bytes(content)
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    torch.save(content, buffer)
     return buffer.getvalue()
 
 

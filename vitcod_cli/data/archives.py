@@ -52,6 +52,8 @@ def members(file: BinaryIO, *, compressed: bool = False) -> Iterator[tuple[tarfi
     """
     try:
         with _opened(file, compressed) as archive:
+            if archive.firstmember is None:  # type: ignore[attr-defined]
+                return  # Python 3.10 would look for a second one before the archive's start
             end = -1
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would remember all, a kilobyte each
