@@ -54,6 +54,14 @@ def test_visible() -> None:
         assert shown.isprintable()
 
 
+@pytest.mark.parametrize(
+    "command", ["eval --checkpoint", "dump-attn --output map.safetensors --data-path . --checkpoint"]
+)
+def test_secrets_in_addresses_are_not_told(cli: Cli, command: str) -> None:
+    error = the_error(cli(*command.split(), "https://me:word@localhost:1/x.pth?v=2&token=abc"))
+    assert "https://...@localhost:1/x.pth?v=2&token=... could not be downloaded" in error
+
+
 def test_nothing_that_a_terminal_obeys_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = PlainReporter()
     reporter.info(EVIL)

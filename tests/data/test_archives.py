@@ -18,6 +18,7 @@ import pytest
 import torch
 from pictures import CPU, SMALL, process, write_images
 from PIL import Image
+from tars import Member, member, packed
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from vitcod_cli.data.archives import DamagedArchiveError, members
@@ -40,22 +41,12 @@ def picture(shade: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, content
-
-
-def write_tar(path: Path, *entries: tuple[tarfile.TarInfo, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for info, content in entries:
-            tar.addfile(info, io.BytesIO(content))
+def write_tar(path: Path, *members: Member, mode: str = "w") -> Path:
+    path.write_bytes(packed(members, mode))
     return path
 
 
-def sample(index: int, label: object = None) -> list[tuple[tarfile.TarInfo, bytes]]:
+def sample(index: int, label: object = None) -> list[Member]:
     cls = str(index if label is None else label).encode()
     return [member(f"{index:03}.png", picture(index)), member(f"{index:03}.cls", cls)]
 

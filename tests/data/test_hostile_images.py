@@ -64,7 +64,7 @@ def evaluated(root: Path, content: bytes | Callable[[Path], object], name: str =
     return sum(len(targets) for _, targets in loader), reporter.warnings
 
 
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n(/tmp/x) (w) file\n%%EOF\n"
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n(x) (w) file\n%%EOF\n"
 TIFF = encoded(Image.new("RGB", (9, 9)), "TIFF")
 BROKEN = {
     "PNG bomb": (png(50_000, 50_000), "2500000000 pixels"),

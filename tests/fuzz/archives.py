@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tars import Member, member, packed
 
 from fuzz.case import Attempt, Bench, Check, Done, Make
 from fuzz.damage import BYTES
@@ -88,24 +89,7 @@ def _damaged_tar(kind: str) -> Make:
     return lambda bench: _tar(bench, BYTES[kind](bench.asset("val.tar"), bench.random))
 
 
-def packed(files: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """A tar of these members."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for info, data in files:
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def member(name: str, data: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for key, value in attributes.items():
-        setattr(info, key, value)
-    return info, data
-
-
-def odd_members(bench: Bench) -> list[tuple[tarfile.TarInfo, bytes]]:
+def odd_members(bench: Bench) -> list[Member]:
     """Members that are no files, lead out of the archive, or claim too much."""
     picture = bench.asset("images/val/class0/00.png")
     return [
@@ -114,7 +98,7 @@ def odd_members(bench: Bench) -> list[tuple[tarfile.TarInfo, bytes]]:
         member("class0/fifo.png", type=tarfile.FIFOTYPE),
         member("class0/device.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
         member("../pwned.png", picture),
-        member("/tmp/pwned.png", picture),
+        member("/pwned.png", picture),
         member("class0/\x1b[31m.png", picture),
         member("x" * 300 + ".png", picture),
         member("class0/inner.tar", b"not a tar"),

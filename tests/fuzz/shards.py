@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fuzz.archives import EVAL, counted, member, members_of, odd_members, packed
+from tars import member, packed
+
+from fuzz.archives import EVAL, counted, members_of, odd_members
 from fuzz.case import Attempt, Bench, Check, Done, Make
 from fuzz.damage import BYTES
 from fuzz.files import ODD_NAMES, make_special

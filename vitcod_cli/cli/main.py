@@ -18,7 +18,7 @@ from vitcod_cli.machine import is_out_of_memory
 from vitcod_cli.reporting import visible
 from vitcod_cli.settings import LONGEST
 
-_LONGEST = 1000
+_LONGEST_MESSAGE = 1000
 """Characters of a message about wrong usage: it repeats what was typed."""
 
 
@@ -124,7 +124,7 @@ def _run(arguments: list[str]) -> int:
 def _usage_error(error: Any) -> int:
     """Say what Typer says, but in lines that only we can break."""
     text = error.message
-    error.message = visible(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+    error.message = visible(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...")
     if is_main():
         error.show(file=sys.stderr)
     return int(error.exit_code)

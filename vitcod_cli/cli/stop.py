@@ -1,6 +1,6 @@
 """Ctrl-C, SIGTERM and their like end the process in an orderly way, at every moment of its life.
 
-A training puts its own handlers on top (``training/signals.py``), which finish a step first.
+A training puts its own handlers on top (``vitcod_cli/signals.py``), which finish a step first.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import visible
 
 _STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
+_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&]token=)[^&\s'\")]+", re.IGNORECASE)
+"""In an address: who one is, with a password perhaps, or a token."""
 
 
 class ReaderGoneError(VitcodError):
@@ -59,7 +61,9 @@ class Talk(_Guarded):
     """stderr: what can't be written is dropped."""
 
     def deliver(self, data: str | bytes) -> None:
-        """Write ``data`` as it is, or not."""
+        """Write ``data`` as it is, or not; but logs are kept, and an address may say a password."""
+        if isinstance(data, str):
+            data = _SECRET.sub("...", data)
         with suppress(OSError, ValueError):
             _write(self.stream, data)
 
