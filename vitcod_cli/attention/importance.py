@@ -27,7 +27,7 @@ from vitcod_cli import distributed
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask, necessary_entries
-from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask, masked_logits, merge
+from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
 from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime, free_memory
@@ -141,17 +141,14 @@ class DamageKernel(Kernel):
     def __init__(self, total: Tensor) -> None:
         super().__init__()
         self.total = total
-        self._additive: Tensor | None = None
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
-        if keep is not None and self._additive is None:  # the mask stays as long as the kernel
-            self._additive = additive_mask(keep, torch.bfloat16)  # which has 0 and -inf, and takes half the memory
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             logits = masked_logits(q, k, None)
-            if self._additive is not None:
-                logits += self._additive
+            if keep is not None:
+                logits.masked_fill_(~keep, -torch.inf)
             logits = _Watched.apply(logits, self.total)
             probabilities = logits.softmax(dim=-1)
             return merge(probabilities.to(v.dtype) @ v)
