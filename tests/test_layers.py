@@ -20,7 +20,7 @@ LAYERS = (
     {"masks"},
     {"model"},
     {"artifacts", "data"},
-    {"distributed", "errors", "machine", "reporting", "runtime", "settings", "signals", "version"},
+    {"distributed", "errors", "machine", "place", "reporting", "runtime", "settings", "signals", "version"},
 )
 ROOMS = set().union(*LAYERS)
 FREE = ({"cli", "commands"}, LAYERS[-1])

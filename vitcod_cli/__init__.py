@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vitcod_cli.api import load, save
-    from vitcod_cli.artifacts.run_directory import OutputSettings
+    from vitcod_cli.artifacts.output_folder import OutputSettings
     from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
     from vitcod_cli.data.augmentation import AugmentationSettings
     from vitcod_cli.data.settings import DataSettings

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.place import check_environment
 from vitcod_cli.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
     """
     import torch
 
-    distributed.check_environment()
+    check_environment()
     settings.check_own_device(distributed.world_size())
     with _restored_switches():
         device = _pick_device(settings.device)

@@ -12,7 +12,8 @@ import yaml
 
 from vitcod_cli.artifacts import run_directory
 from vitcod_cli.artifacts.describe import RUN_STATE
-from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory, check_output
+from vitcod_cli.artifacts.output_folder import OutputSettings, check_output
+from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.artifacts.run_files import wandb_id
 from vitcod_cli.artifacts.run_lock import LOCK
 from vitcod_cli.artifacts.safetensors_file import write_safetensors

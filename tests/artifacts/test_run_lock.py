@@ -16,7 +16,8 @@ import pytest
 
 from vitcod_cli.artifacts import lock_holder, run_lock
 from vitcod_cli.artifacts.lock_holder import Holder, read_holder
-from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
+from vitcod_cli.artifacts.output_folder import OutputSettings
+from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.artifacts.run_lock import LOCK, STALE, RunLock, is_lock
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import SilentReporter

@@ -16,7 +16,7 @@ import torch
 import vitcod_cli
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.artifacts.run_directory import OutputSettings
+from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError

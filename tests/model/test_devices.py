@@ -255,8 +255,7 @@ ON_THE_CPU = {
     "model/kernels/planned.py": "plans are for CPUs",
     "model/load.py": "a mask, which set_keep_mask moves",
     "steps/compress.py": "a mask, and labels that nobody reads",
-    "training/preflight.py": "a tiny layer, to try an optimizer on",
-    "training/trainer.py": "an image to try a teacher on, moved at once",
+    "training/preflight.py": "a tiny layer, to try an optimizer on; an image for a teacher, moved at once",
 }
 """Files that make tensors without a device, and why they may."""
 

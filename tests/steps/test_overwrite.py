@@ -222,7 +222,7 @@ def vitcod_cli_reporter() -> Any:
 
 
 def test_two_demonstrations_are_one_too_many(cli: Cli) -> None:
-    from vitcod_cli.artifacts.run_directory import locked_folder
+    from vitcod_cli.artifacts.output_folder import locked_folder
 
     with locked_folder(Path("vitcod-demo"), vitcod_cli_reporter()):
         assert "in use by another run" in cli("demo", "--overwrite").error

@@ -17,7 +17,7 @@ import vitcod_cli.data.folder
 import vitcod_cli.steps.lowrank
 import vitcod_cli.steps.sparse
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.artifacts.run_directory import OutputSettings
+from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError

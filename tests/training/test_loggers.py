@@ -11,7 +11,8 @@ import pytest
 import torch.utils
 from tiny import train
 
-from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
+from vitcod_cli.artifacts.output_folder import OutputSettings
+from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.training.run_state import StateFile

@@ -22,6 +22,7 @@ from vitcod_cli import distributed
 from vitcod_cli.cli import launch
 from vitcod_cli.cli.console import PlainReporter
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.place import first_host
 from vitcod_cli.runtime import RuntimeSettings, _pick_device, seed_everything, start, usable_cores
 
 
@@ -178,7 +179,7 @@ def test_slurm_variables_outside_of_srun_mean_nothing(step: str, monkeypatch: py
     ],
 )
 def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
-    assert distributed.first_host(nodes) == host
+    assert first_host(nodes) == host
 
 
 @pytest.mark.usefixtures("no_launcher")

@@ -17,7 +17,8 @@ from torch import nn
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.model_config import ModelConfig
-from vitcod_cli.artifacts.run_directory import OutputSettings, RunDirectory
+from vitcod_cli.artifacts.output_folder import OutputSettings
+from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitcod_cli.artifacts import metrics_file
 from vitcod_cli.artifacts.files import atomic_path, remove_leftovers
+from vitcod_cli.artifacts.output_folder import (
+    OutputSettings,
+    check_filled,
+    check_output,
+    lock_folder,
+    make_folder,
+)
 from vitcod_cli.artifacts.run_files import (
     BEST,
     CALIBRATION,
@@ -20,7 +27,6 @@ from vitcod_cli.artifacts.run_files import (
     STATE,
     check_files,
     check_replaceable,
-    is_filled,
     remove_file,
     remove_run,
 )
@@ -29,18 +35,6 @@ from vitcod_cli.artifacts.safetensors_file import open_safetensors
 from vitcod_cli.distributed import is_main, is_restart_of, launches, on_main, restarted
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
-from vitcod_cli.settings import Settings, required, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputSettings(Settings, panel="Output"):
-    """Where a run writes, and what it does when something is there already."""
-
-    output_dir: str = required(
-        "Folder for checkpoints, metrics and state.", "name a folder for the results.", metavar="FOLDER"
-    )
-    overwrite: bool = setting(False, "Start afresh in a folder that isn't empty.")
-    resume: bool = setting(False, "Go on with the run in the output folder.")
 
 
 @dataclass
@@ -118,14 +112,14 @@ class RunDirectory:
 
     def _enter(self, settings: OutputSettings, reporter: Reporter) -> tuple[bool, bool]:
         """On the main process: lock the folder, and see what the run can go on from."""
-        self._made = _make(self.path)
-        self._lock = _lock(self.path, self._made, reporter, wait=restarted())
+        self._made = make_folder(self.path)
+        self._lock = lock_folder(self.path, self._made, reporter, wait=restarted())
         try:
             check_files(self.path)
             self.launches = launches()
             saved = [self.path / name for name in (STATE, CALIBRATION)]
             same = restarted() and any(is_restart_of(_launches_of(path)) for path in saved)
-            _check_filled(self.path, settings, same)
+            check_filled(self.path, settings, same)
             remove_leftovers(self.path)
             resumes, calibration = ((settings.resume or same) and path.is_file() for path in saved)
             if not (resumes or calibration):
@@ -249,82 +243,6 @@ class RunDirectory:
             metrics_file.keep_epochs(path, epochs)
         except OSError as error:
             raise VitcodError(f"{path} can't be read ({error.strerror}); move it away.") from error
-
-
-def check_output(settings: OutputSettings) -> None:
-    """Refuse at once what :meth:`RunDirectory.open` would refuse later, as far as it can be seen.
-
-    Raises:
-        VitcodError: if the folder can't be used.
-    """
-    if settings.resume and settings.overwrite:
-        raise VitcodError("--resume and --overwrite exclude each other: go on with the run, or start afresh.")
-    path = Path(settings.output_dir)
-
-    def look() -> None:
-        if os.path.lexists(path) and not restarted():
-            _check_filled(path, settings, goes_on=False)
-
-    on_main(look)
-
-
-@contextmanager
-def locked_folder(path: Path, reporter: Reporter) -> Iterator[None]:
-    """Keep other runs out of ``path``, which is made if need be, for the time of the block.
-
-    Raises:
-        VitcodError: if it can't be made or written to, or another run is using it.
-    """
-    if not is_main():
-        yield
-        return
-    lock = _lock(path, _make(path), reporter)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make(path: Path) -> bool:
-    """Make the folder; returns whether it is new."""
-    with _folder_errors(path):
-        new = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-        return new
-
-
-def _lock(path: Path, made: bool, reporter: Reporter, *, wait: bool = False) -> RunLock:
-    """Lock the folder; where that can't be, one that was ``made`` for it goes again."""
-    try:
-        return RunLock.acquire(path, wait=wait, say=reporter.info)
-    except VitcodError:
-        if made:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
-def _check_filled(path: Path, settings: OutputSettings, goes_on: bool) -> None:
-    with _folder_errors(path):
-        filled = is_filled(path)
-    if filled and not (settings.resume or settings.overwrite or goes_on):
-        raise VitcodError(
-            f"--output-dir {path} is not empty; go on with the run in it with --resume, start afresh in it "
-            "with --overwrite, or name another folder."
-        )
-
-
-@contextmanager
-def _folder_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
-        what = "a link that leads nowhere" if path.is_symlink() else "a file"
-        raise VitcodError(f"--output-dir {path} is {what}; name a folder.") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        message = f"--output-dir {str(path)!r} can't be made or read ({reason}); choose another folder."
-        raise VitcodError(message) from error
 
 
 def _launches_of(path: Path) -> object:

@@ -20,7 +20,7 @@ from vitcod_cli.cli.coerce import bare
 from vitcod_cli.cli.config import ConfigOption
 from vitcod_cli.cli.launch import check_agreement, check_count, is_launched, launch
 from vitcod_cli.cli.streams import reserved_stdout
-from vitcod_cli.distributed import check_environment
+from vitcod_cli.place import check_environment
 from vitcod_cli.settings import Option, Setting, Settings, options_of
 
 Command = Callable[[Any], None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitcod_cli.artifacts.files import free_folder
-from vitcod_cli.artifacts.run_directory import OutputSettings, locked_folder
+from vitcod_cli.artifacts.output_folder import OutputSettings, locked_folder
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings

@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.files import sha256_of
-from vitcod_cli.artifacts.run_directory import RunDirectory, check_output
+from vitcod_cli.artifacts.output_folder import check_output
+from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.checks import check_count, check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages, calibration_images

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 from timm.optim import get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 from vitcod_cli.artifacts.files import first_line
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError, did_you_mean
+from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.loggers import missing_package
 from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
@@ -55,6 +58,45 @@ def check_recipe(recipe: Recipe, augmentation: AugmentationSettings) -> None:
             check_policy(augmentation)
         if recipe.epochs > 0:
             check_optimizer(recipe)
+
+
+def check_parts(
+    model: VisionTransformer,
+    images: Images,
+    recipe: Recipe,
+    augmentation: AugmentationSettings,
+    teacher: nn.Module | None,
+) -> None:
+    """Raise a VitcodError where settings, images and models don't go together."""
+    if augmentation.mixes and recipe.batch_size % 2:
+        raise VitcodError(
+            f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "
+            "batch; change it, or turn them off with --mixup 0 --cutmix 0."
+        )
+    for split, data in (("training", images.train), ("validation", images.val)):
+        if data.num_classes > model.num_classes:
+            raise VitcodError(
+                f"The {split} images have {data.num_classes} classes but the model only {model.num_classes}; give "
+                f"--num-classes {data.num_classes}."
+            )
+    classes = getattr(teacher, "num_classes", model.num_classes)
+    if classes != model.num_classes:
+        raise VitcodError(f"The teacher has {classes} classes and the model {model.num_classes}; they must agree.")
+
+
+@torch.no_grad()
+def check_teacher(teacher: nn.Module, recipe: Recipe, preprocess: Preprocess, runtime: Runtime) -> None:
+    """Let the teacher see an image: nothing else tells whether it takes them in the student's size."""
+    flag = "--distill-from" if recipe.distill_from is not None else "--teacher"
+    try:
+        with runtime.autocast():
+            teacher(runtime.to_device(torch.zeros(1, *preprocess.input_size)))
+    except Exception as error:  # any model of timm's, in its own words
+        size = "x".join(map(str, preprocess.input_size))
+        raise VitcodError(
+            f"{flag} {recipe.teacher_source} fails on the student's images of {size} ({first_line(error)}); "
+            "take a teacher for images of this size."
+        ) from error
 
 
 def check_loggers(names: Sequence[str]) -> None:

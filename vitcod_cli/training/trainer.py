@@ -37,7 +37,7 @@ from vitcod_cli.training.network import TrainingModel, over_processes
 from vitcod_cli.training.optimizer_layout import Layout, optimizer_layout
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.position import Position
-from vitcod_cli.training.preflight import check_recipe
+from vitcod_cli.training.preflight import check_parts, check_recipe, check_teacher
 from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.training.run_state import RunState, StateFile, hyper_parameters
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
@@ -94,12 +94,12 @@ def prepare(
     """
     recipe, augmentation = options.recipe, options.augmentation
     check_recipe(recipe, augmentation)
-    _check(model, images, recipe, augmentation, teacher)
+    check_parts(model, images, recipe, augmentation, teacher)
     with _on_device(runtime):
         runtime.prepare(model)
         teacher = _prepared_teacher(teacher, images.preprocess, runtime)
     if teacher is not None:
-        _check_teacher(teacher, recipe, images.preprocess, runtime)
+        check_teacher(teacher, recipe, images.preprocess, runtime)
     layout = optimizer_layout(model, recipe, runtime.device)
     check_space(Path(options.output.output_dir), model, recipe, layout, reporter)
     loading: dict[str, Any] = {"workers": options.data.workers, "device": runtime.device, "reporter": reporter}
@@ -219,30 +219,6 @@ class Training:
         )
 
 
-def _check(
-    model: VisionTransformer,
-    images: Images,
-    recipe: Recipe,
-    augmentation: AugmentationSettings,
-    teacher: nn.Module | None,
-) -> None:
-    """Raise a VitcodError where settings, images and models don't go together."""
-    if augmentation.mixes and recipe.batch_size % 2:
-        raise VitcodError(
-            f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "
-            "batch; change it, or turn them off with --mixup 0 --cutmix 0."
-        )
-    for split, data in (("training", images.train), ("validation", images.val)):
-        if data.num_classes > model.num_classes:
-            raise VitcodError(
-                f"The {split} images have {data.num_classes} classes but the model only {model.num_classes}; give "
-                f"--num-classes {data.num_classes}."
-            )
-    classes = getattr(teacher, "num_classes", model.num_classes)
-    if classes != model.num_classes:
-        raise VitcodError(f"The teacher has {classes} classes and the model {model.num_classes}; they must agree.")
-
-
 @contextmanager
 def _on_device(runtime: Runtime) -> Iterator[None]:
     try:
@@ -259,21 +235,6 @@ def _prepared_teacher(teacher: nn.Module | None, preprocess: Preprocess, runtime
         return None
     teacher = nn.Sequential(Renormalise.for_model(teacher, preprocess), teacher)
     return runtime.prepare(teacher).requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def _check_teacher(teacher: nn.Module, recipe: Recipe, preprocess: Preprocess, runtime: Runtime) -> None:
-    """Let the teacher see an image: nothing else tells whether it takes them in the student's size."""
-    flag = "--distill-from" if recipe.distill_from is not None else "--teacher"
-    try:
-        with runtime.autocast():
-            teacher(runtime.to_device(torch.zeros(1, *preprocess.input_size)))
-    except Exception as error:  # any model of timm's, in its own words
-        size = "x".join(map(str, preprocess.input_size))
-        raise VitcodError(
-            f"{flag} {recipe.teacher_source} fails on the student's images of {size} ({first_line(error)}); "
-            "take a teacher for images of this size."
-        ) from error
 
 
 def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime, images: Images) -> dict[str, int]:
