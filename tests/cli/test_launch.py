@@ -83,7 +83,8 @@ def test_our_own_launcher(tiny_checkpoint: Path, image_folder: Path, tmp_path: P
     out, err = wrong.communicate(timeout=240)
     assert wrong.returncode == 1
     assert out == ""
-    assert re.fullmatch(r"Error: --checkpoint nowhere\.pth .*\n", err), err
+    lines = [line for line in err.splitlines() if not line.startswith("[Gloo]")]  # torch 2.8's C++ says hello
+    assert re.fullmatch(r"Error: --checkpoint nowhere\.pth .*", "\n".join(lines)), err
 
 
 @pytest.fixture

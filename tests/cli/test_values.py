@@ -36,6 +36,7 @@ NEEDED = {
     "output_dir": "o",
     "output": "o.pt2",
     "attn_map": "a",
+    "mask": "m",
     "source": "s",
 }
 NEEDED |= {"sources": ["s"]}

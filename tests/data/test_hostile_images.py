@@ -97,7 +97,10 @@ BROKEN = {
     "zeros": (bytes(4096), "not an image"),
     "PNG without pixels": (png(9, 9), "truncated|broken|unrecognized|incomplete"),
     "PNG of no width": (png(0, 9), "not an image|division|tile"),
-    "text bomb": (png(9, 9, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200 * MIB), 9)), rows=9), "too large"),
+    "text bomb": (
+        png(9, 9, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200 * MIB), 9)), rows=9),
+        "(?i)too large",
+    ),
     "colour profile bomb": (png(9, 9, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(200 * MIB))), rows=9), ""),
     "WebP that is cut": (encoded(Image.new("RGB", (64, 64)), "WEBP")[:40], "not an image|could not|decoder"),
 }

@@ -10,8 +10,10 @@ import pytest
 from command_line import Cli, MakeMap
 from PIL import Image
 
+from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.info import info_mask
+from vitcod_cli.masks.polarize import reordered, token_order
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.plots.canvas import DPI, TokenAxis
 from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, save_plots
@@ -143,3 +145,23 @@ def test_a_title_of_any_letters(make_map: MakeMap, tmp_path: Path) -> None:
     """It may come from a file, or be bytes that this locale can't read."""
     title = "\udcff\x1b[31m\n$\\frac$"
     save_plots(Maps(make_map(blocks=1)), tmp_path, title, SilentReporter())
+
+
+def test_a_polarized_mask_is_drawn_in_both_orders(tmp_path: Path, cli: Cli) -> None:
+    keep = np.zeros((1, 2, 17, 17), dtype=np.bool_)
+    keep[..., [0, 9]] = True
+    for name, mask in (
+        ("plain", Mask(keep)),
+        ("polarized", Mask(keep, {"order": "tokens"}, token_order(keep, 8))),
+    ):
+        write_mask(tmp_path / f"{name}.safetensors", mask)
+        cli("plot", str(tmp_path / f"{name}.safetensors"), "--output-dir", str(tmp_path / name))
+    heights = [Image.open(tmp_path / name / "block_00.png").height for name in ("plain", "polarized")]
+    assert heights[1] > 1.5 * heights[0]
+    maps = Maps(keep=keep, moved=reordered(keep, token_order(keep, 8)), global_tokens=np.array([[2, 2]], np.int32))
+    panels = draw_block(maps, 0, "x").axes
+    assert [panel.get_title() for panel in panels] == [
+        text for head in (0, 1) for text in (f"head {head}: 88.2% pruned", f"head {head}: 2 dense keys first")
+    ]
+    assert np.asarray(panels[1].images[0].get_array())[:, :2].all()
+    assert not np.asarray(panels[1].images[0].get_array())[:, 2:].any()

@@ -17,19 +17,36 @@ from vitcod_cli.artifacts.describe import MASK
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
+_ORDER = ("permutation", "global_tokens")
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """In which order an accelerator takes the tokens of each head: dense keys first (``masks/polarize.py``).
+
+    Attributes:
+        permutation: int32 [L, H, N]: the token at each new position.
+        global_tokens: int32 [L, H]: how many keys, the first of the order, are dense.
+    """
+
+    permutation: np.ndarray
+    global_tokens: np.ndarray
+
 
 @dataclass(frozen=True)
 class Mask:
     """Which query may look at which key.
 
     Attributes:
-        keep: bool [L, H, N, N]; True = kept.
+        keep: bool [L, H, N, N]; True = kept. In the model's own order of tokens, polarized or not.
         info: how it was made (method, arguments, ``made_from`` sha256 of the map); empty for a
             published ``.npy``.
+        order: of a polarized mask.
     """
 
     keep: np.ndarray
     info: dict[str, Any] = field(default_factory=dict)
+    order: TokenOrder | None = None
 
 
 def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
@@ -49,8 +66,44 @@ def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
         if "keep" not in handle.keys() or handle.get_slice("keep").get_dtype() != "BOOL":  # noqa: SIM118
             raise VitcodError(f"{flag} {path} lacks its boolean mask; make it again with vitcod gen-mask.")
         keep = handle.get_tensor("keep")
-    check_shape(keep.shape, path, flag, "a mask")
-    return Mask(keep, checked_info(info, keep.shape[-1], path, flag, "the mask"))
+        check_shape(keep.shape, path, flag, "a mask")
+        order = _read_order(handle, keep, f"{flag} {path}")
+    return Mask(keep, checked_info(info, keep.shape[-1], path, flag, "the mask"), order)
+
+
+def _read_order(handle: Any, keep: np.ndarray, subject: str) -> TokenOrder | None:
+    names = [name for name in _ORDER if name in handle.keys()]  # noqa: SIM118
+    if not names:
+        return None
+    shapes = dict(zip(_ORDER, (keep.shape[:3], keep.shape[:2]), strict=True))
+    for name in _ORDER:
+        part = handle.get_slice(name) if name in names else None
+        if part is None or part.get_dtype() != "I32" or tuple(part.get_shape()) != shapes[name]:
+            raise VitcodError(
+                f"{subject} has a token order without int32 {name} {list(shapes[name])}; make it again with "
+                "vitcod polarize."
+            )
+    order = TokenOrder(*(handle.get_tensor(name) for name in _ORDER))
+    if not _belongs(order, keep):
+        raise VitcodError(
+            f"{subject} has the token order of another mask, or none at all; make it again with vitcod polarize."
+        )
+    return order
+
+
+def _belongs(order: TokenOrder, keep: np.ndarray) -> bool:
+    """Whether each order names every token once, and its dense keys are kept by more queries than all others."""
+    num_tokens = keep.shape[-1]
+    if (np.sort(order.permutation, axis=-1) != np.arange(num_tokens, dtype=np.int32)).any():
+        return False
+    if order.global_tokens.min() < 0 or order.global_tokens.max() > num_tokens:
+        return False
+    counts = np.stack([np.count_nonzero(block, axis=-2) for block in keep])
+    counts = np.take_along_axis(counts, order.permutation, axis=-1)
+    dense = np.arange(num_tokens) < order.global_tokens[..., None]
+    least = np.where(dense, counts, num_tokens + 1).min(axis=-1)
+    most = np.where(dense, -1, counts).max(axis=-1)
+    return bool((least > most).all())
 
 
 def write_mask(path: str | os.PathLike[str], mask: Mask) -> None:
@@ -59,7 +112,10 @@ def write_mask(path: str | os.PathLike[str], mask: Mask) -> None:
     Raises:
         VitcodError: if the file can't be written; what was there is untouched.
     """
-    write_safetensors(path, {"keep": np.asarray(mask.keep, dtype=np.bool_)}, MASK, mask.info)
+    tensors = {"keep": np.asarray(mask.keep, dtype=np.bool_)}
+    if mask.order is not None:
+        tensors |= {name: getattr(mask.order, name) for name in _ORDER}
+    write_safetensors(path, tensors, MASK, mask.info)
 
 
 def published_mask(mask: Mask) -> np.ndarray:

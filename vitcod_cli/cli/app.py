@@ -37,6 +37,8 @@ COMMANDS = {
     ),
     "dump-attn": Entry("dump_attn.dump_attn", "Step 2: the mean attention map of every head."),
     "gen-mask": Entry("gen_mask.gen_mask", "Step 3: a fixed sparse mask from that map."),
+    "polarize": Entry("polarize.polarize", "For accelerators: the mask with its dense keys first."),
+    "simulate": Entry("simulate.simulate", "What a mask buys on the paper's accelerator."),
     "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask."),
     "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint."),
     "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
@@ -47,7 +49,19 @@ COMMANDS = {
 }
 
 PANELS = (
-    *("Arguments", "Model", "Mask", "Program", "Measurement", "Calibration", "Data", "Augmentation", "Recipe"),
+    *(
+        "Arguments",
+        "Model",
+        "Mask",
+        "Order",
+        "Accelerator",
+        "Program",
+        "Measurement",
+        "Calibration",
+        "Data",
+        "Augmentation",
+        "Recipe",
+    ),
     *("Runtime", "Output", "Options"),
 )
 """The panels of the help, in the order that they are shown in; what every command has (--help) comes last."""

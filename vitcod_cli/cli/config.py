@@ -21,7 +21,7 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
     """
     if value is None or context.resilient_parsing:
         return value
-    from vitcod_cli.cli.yaml_file import read_values
+    from vitcod_cli.artifacts.yaml_file import read_values
 
     hints = type_hints(context)
     del hints["config"]

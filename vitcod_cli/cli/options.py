@@ -79,7 +79,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     info, hint = option.info, option.type
     if info.positional:
         argument = typer.Argument(help=info.help, metavar=info.metavar)
-        return _keyword(option.name, inspect.Parameter.empty, Annotated[hint, argument])
+        default = inspect.Parameter.empty if option.default is MISSING else option.default
+        return _keyword(option.name, default, Annotated[hint, argument])
     flag = info.flag
     if bare(hint) is bool and "/" not in flag and not flag.startswith("--no-"):
         flag = f"{flag}/--no-{flag.removeprefix('--')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitcod_cli.artifacts.mask import Mask
+from vitcod_cli.masks.polarize import Split
 from vitcod_cli.masks.statistics import block_sparsity, global_tokens, head_sparsity
 
 _PARAMETERS = ("info_cut", "ratio", "std_coef", "seed")
@@ -29,4 +30,36 @@ def mask_table(mask: Mask) -> list[str]:
     parameters = [f"{name.replace('_', ' ')} {mask.info[name]:.10g}" for name in _PARAMETERS if name in mask.info]
     method = ", ".join([mask.info["method"], *parameters])
     lines.append(f"  all  {mask.info['sparsity']:6.2%}  by {method}")
+    return lines
+
+
+def order_metrics(mask: Mask) -> dict[str, Any]:
+    """How a polarized mask was split: for each block, for all, and the dense keys of each head."""
+    assert mask.order is not None
+    *blocks, total = Split.of(mask.keep, mask.order).rows()
+    return {
+        "threshold": mask.info["threshold"],
+        "order": mask.info["order"],
+        "per_block": blocks,
+        "total": total,
+        "global_tokens": mask.order.global_tokens.tolist(),
+    }
+
+
+def order_table(mask: Mask) -> list[str]:
+    """The split of every block in aligned lines, and how it was made."""
+    assert mask.order is not None
+    lines = [
+        "       dense keys  filled  kept entries  computed     most loaded",
+        "block  of a head           in them       for each kept  head over mean",
+    ]
+    rows = Split.of(mask.keep, mask.order).rows()
+    for name, row in zip([*range(len(rows) - 1), "all"], rows, strict=True):
+        span = f"{row['least']:.0f} to {row['most']:.0f}"
+        lines.append(
+            f"{name:>5}  {span:<10}  {row['fill']:6.1%}  {row['share']:12.1%}  {row['slots']:13.2f}  "
+            f"{row['imbalance']:14.2f}"
+        )
+    moves = "tokens" if mask.info["order"] == "tokens" else "keys and values"
+    lines.append(f"Dense: keys that more than {mask.info['threshold']} queries keep. What moves: {moves}.")
     return lines

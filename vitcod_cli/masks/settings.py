@@ -9,6 +9,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import Allocated
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
+from vitcod_cli.masks.order_settings import OrderSettings
 from vitcod_cli.masks.random import Random
 from vitcod_cli.masks.ratio import Ratio
 from vitcod_cli.masks.std import Std
@@ -107,5 +108,17 @@ class MaskOptions(Settings):
     )
     output_dir: str = setting(".", "Folder of a file named so.", panel="Output", metavar="FOLDER")
     overwrite: bool = setting(False, "Replace the file when it is there already.", panel="Output")
+    polarize: bool = setting(
+        False,
+        "Save the order in which an accelerator takes the tokens, too, as vitcod polarize does.",
+        panel="Order",
+    )
     mask: MaskSettings = field(default_factory=MaskSettings)
+    order: OrderSettings = field(default_factory=OrderSettings)
     result: ResultSettings = field(default_factory=ResultSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.polarize and self.order != OrderSettings():
+            flag = next(iter(self.order.arguments()))
+            raise VitcodError(f"{flag} says how to polarize: say --polarize too, or leave it out.")

@@ -22,6 +22,8 @@ from vitcod_cli.reporting import Reporter
 
 COLORS = "magma_r"  # perceptually even; dark = much attention, so that a pruned entry can be white
 KEPT_COLOR = "#2b1155"
+STRIP_COLOR = "#e8590c"
+POLARIZED = "Below each mask: the same with its dense keys first."
 MAX_COLUMNS = 4
 OVERVIEW_PANEL = 150
 
@@ -34,11 +36,15 @@ class Maps:
         attention: float [L, H, N, N] or None.
         keep: bool [L, H, N, N], True = kept, or None.
         num_prefix_tokens: tokens before the patches; drawn thicker, so that one row of 197 is seen.
+        moved: of a polarized mask, bool [L, H, N, N]: the mask in its new order.
+        global_tokens: of a polarized mask, [L, H]: how many of its keys are dense.
     """
 
     attention: NDArray[Any] | None = None
     keep: NDArray[np.bool_] | None = None
     num_prefix_tokens: int = 1
+    moved: NDArray[np.bool_] | None = None
+    global_tokens: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         if self.attention is not None and self.keep is not None and self.attention.shape != self.keep.shape:
@@ -81,7 +87,7 @@ def draw_block(maps: Maps, block: int, title: str) -> Any:
     num_heads, num_tokens = maps.shape[1:3]
     axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
     columns = min(num_heads, MAX_COLUMNS)
-    kinds = (maps.attention is not None) + (maps.keep is not None)
+    kinds = sum(array is not None for array in (maps.attention, maps.keep, maps.moved))
     canvas = Canvas(axis.size, rows=kinds * math.ceil(num_heads / columns), columns=columns)
     pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep[[block]])[0]:.1%} pruned"
     canvas.headline(f"{title}, block {block}{pruned}")
@@ -95,9 +101,13 @@ def draw_block(maps: Maps, block: int, title: str) -> Any:
             axis.label(panel, queries=column == 0, keys=kinds == 1 and head + columns >= num_heads)
         if maps.keep is not None:
             keep = maps.keep[block, head]
-            panel = canvas.panel(row + kinds - 1, column, f"head {head}: {head_sparsity(keep):.1%} pruned")
+            below = row + (maps.attention is not None)
+            panel = canvas.panel(below, column, f"head {head}: {head_sparsity(keep):.1%} pruned")
             _draw_mask(panel, axis.widen(keep))
-            axis.label(panel, queries=column == 0, keys=head + columns >= num_heads)
+            last = head + columns >= num_heads
+            axis.label(panel, queries=column == 0, keys=last and maps.moved is None)
+            if maps.moved is not None:
+                _draw_moved(canvas, maps, (block, head), (below + 1, column), keys=last)
     if norm is not None:
         canvas.color_bar(image, "mean attention probability (log scale)")
     return canvas.figure
@@ -107,17 +117,19 @@ def draw_overview(maps: Maps, title: str) -> Any:
     """A matplotlib Figure of all blocks (columns) and heads (rows); pruned entries are white."""
     num_blocks, num_heads, num_tokens = maps.shape[:3]
     axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
-    canvas = Canvas(OVERVIEW_PANEL, rows=num_heads, columns=num_blocks, gap=(8, 8))
+    kinds = 1 if maps.moved is None else 2
+    canvas = Canvas(OVERVIEW_PANEL, rows=kinds * num_heads, columns=num_blocks, gap=(8, 8))
     pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep).mean():.1%} pruned"
     canvas.headline(f"{title}, all blocks{pruned}")
-    canvas.footnote(f"{axis.note} {'White: pruned.' if maps.keep is not None else ''}".strip())
+    notes = [axis.note, "White: pruned." if maps.keep is not None else "", "" if maps.moved is None else POLARIZED]
+    canvas.footnote(" ".join(filter(None, notes)))
     norm = None if maps.attention is None else _log_norm(maps.attention)
     for block in range(num_blocks):
         for head in range(num_heads):
             name = f"block {block}" if head == 0 else ""
             if name and maps.keep is not None:
                 name += f"\n{block_sparsity(maps.keep[[block]])[0]:.1%}"
-            panel = canvas.panel(head, block, name)
+            panel = canvas.panel(kinds * head, block, name)
             if maps.attention is None:
                 assert maps.keep is not None
                 _draw_mask(panel, axis.widen(maps.keep[block, head]))
@@ -129,9 +141,30 @@ def draw_overview(maps: Maps, title: str) -> Any:
             if block == 0:
                 panel.set_ylabel(f"head {head}", fontsize=12)
             panel.set(xticks=[], yticks=[])
+            if maps.moved is not None:
+                below = canvas.panel(kinds * head + 1, block, "")
+                _draw_mask(below, maps.moved[block, head])
+                below.set(xticks=[], yticks=[])
     if norm is not None:
         canvas.color_bar(image, "mean attention probability (log scale)")
     return canvas.figure
+
+
+def _draw_moved(canvas: Canvas, maps: Maps, place: tuple[int, int], cell: tuple[int, int], *, keys: bool) -> None:
+    """A head's mask in its new order, and a line behind its dense keys."""
+    assert maps.moved is not None
+    assert maps.global_tokens is not None
+    dense = int(maps.global_tokens[place])
+    noun = "dense key" if dense == 1 else "dense keys"
+    panel = canvas.panel(*cell, f"head {place[1]}: {dense} {noun} first")
+    _draw_mask(panel, maps.moved[place])
+    panel.axvline(dense - 0.5, color=STRIP_COLOR, linewidth=1.2)
+    step = max(1, round(maps.shape[-1] / 5))
+    panel.set(xticks=range(0, maps.shape[-1], step), yticks=range(0, maps.shape[-1], step))
+    panel.set(
+        xticklabels=panel.get_xticks() if keys else [], yticklabels=panel.get_yticks() if not cell[1] else []
+    )
+    panel.set(xlabel="new place of the key" if keys else "", ylabel="" if cell[1] else "new place of the query")
 
 
 def _draw_mask(panel: Any, keep: NDArray[np.bool_]) -> None:

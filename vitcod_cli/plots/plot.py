@@ -10,6 +10,7 @@ from vitcod_cli.artifacts.describe import MASK, describe
 from vitcod_cli.artifacts.files import checked_path, free_folder
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.polarize import reordered
 from vitcod_cli.plots.draw import Maps, save_plots
 from vitcod_cli.plots.settings import PlotOptions
 from vitcod_cli.reporting import Reporter
@@ -46,6 +47,10 @@ def _read(sources: list[str]) -> tuple[Maps, str]:
         if kind == "keep":
             mask = read_mask(source, _FLAG)
             arrays[kind], info = mask.keep, {**info, **mask.info}
+            if mask.order is not None:
+                columns_only = mask.info.get("order") == "columns"
+                arrays["moved"] = reordered(mask.keep, mask.order, columns_only=columns_only)
+                arrays["global_tokens"] = mask.order.global_tokens
         else:
             attention_map = read_attention_map(source, _FLAG)
             arrays[kind], info = attention_map.attention, {**info, **attention_map.info}

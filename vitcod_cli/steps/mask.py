@@ -10,6 +10,7 @@ from vitcod_cli.artifacts.files import checked_path, free_folder, free_path
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.masks.generate import generate_mask
+from vitcod_cli.masks.polarize import check_threshold, polarized
 from vitcod_cli.masks.settings import MaskOptions
 from vitcod_cli.reporting import QUIET, Reporter
 
@@ -21,6 +22,7 @@ def make_mask(options: MaskOptions, reporter: Reporter = QUIET) -> tuple[Path, M
         VitcodError: if the map can't be read, or the mask can't be made or written.
     """
     inputs = [checked_path(options.attn_map, "--attn-map")]
+    check_threshold(options.order.threshold)
     if options.output is None:
         free_folder(options.output_dir)
     else:
@@ -31,5 +33,8 @@ def make_mask(options: MaskOptions, reporter: Reporter = QUIET) -> tuple[Path, M
     name = f"{options.mask.chosen.name}_{mask.info['sparsity']:.2f}.safetensors"
     path = Path(options.output_dir, name) if options.output is None else Path(options.output)
     free_path(path, options.overwrite, inputs=inputs)  # again: it may have been written meanwhile
-    write_mask(path, Mask(mask.keep, {**mask.info, **origin.result()}))
+    mask = Mask(mask.keep, {**mask.info, **origin.result()})
+    if options.polarize:
+        mask = polarized(mask, options.order)
+    write_mask(path, mask)
     return path, mask

@@ -28,10 +28,11 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-def read_values(path: str, flag: str, skip: str) -> list[tuple[int, str, Any]]:
+def read_values(path: str, flag: str, skip: str, example: str = "epochs: 10") -> list[tuple[int, str, Any]]:
     """Line, key and value of each entry of the mapping in the file at ``path``; none if it is empty.
 
     Values are strings, booleans, None, and lists of these. The value of the key ``skip`` is None, whatever it is.
+    ``example`` is a line that the file might have, for messages.
 
     Raises:
         VitcodError: if it can't be read, is too large, or holds anything else.
@@ -43,9 +44,9 @@ def read_values(path: str, flag: str, skip: str) -> list[tuple[int, str, Any]]:
             return []
         if not isinstance(node, yaml.MappingNode):
             what = "list" if isinstance(node, yaml.SequenceNode) else "single value"
-            raise VitcodError(f"{flag} {path} must hold lines like 'epochs: 10', not a {what}.")
+            raise VitcodError(f"{flag} {path} must hold lines like '{example}', not a {what}.")
         where = f"{flag} {path}"
-        entries = [(*_key(key, where), value) for key, value in node.value]
+        entries = [(*_key(key, where, example), value) for key, value in node.value]
         return [(line, key, None if key == skip else _value(value, where)) for line, key, value in entries]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -71,11 +72,11 @@ def _text(path: str, flag: str) -> str:
         raise VitcodError(f"{flag} {path} is not a UTF-8 text file; name or save it as one.") from error
 
 
-def _key(node: yaml.Node, where: str) -> tuple[int, str]:
+def _key(node: yaml.Node, where: str, example: str) -> tuple[int, str]:
     if isinstance(node, yaml.ScalarNode) and node.value.strip():
         return _line(node), str(node.value)
     what = "an empty key" if isinstance(node, yaml.ScalarNode) else "a key that is no name"
-    raise VitcodError(f"{where} has {what} (line {_line(node)}); write lines like 'epochs: 10'.")
+    raise VitcodError(f"{where} has {what} (line {_line(node)}); write lines like '{example}'.")
 
 
 def _value(node: yaml.Node, where: str) -> Any:
