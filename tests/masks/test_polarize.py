@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import Cli
 from golden_masks import Keep, large_cases, mask_of, real_masks, small_cases, unpacked
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from vitcod_cli.artifacts.mask import Mask, TokenOrder, read_mask, write_mask
@@ -236,6 +236,35 @@ def test_npz_for_tools_without_safetensors(cli: Cli, mask_file: Path, tmp_path: 
         assert np.array_equal(file["permutation"], order.permutation)
         assert np.array_equal(file["csc_rows"], index.rows)
         assert np.array_equal(file["keep"], random_mask())
+
+
+def test_weights_as_integers_for_hardware(cli: Cli, mask_file: Path, tmp_path: Path) -> None:
+    """Each matrix is within half a step of a row's scale; nothing of the checkpoint is missing."""
+    random, path, checkpoint = np.random.default_rng(0), tmp_path / "all.npz", tmp_path / "weights.safetensors"
+    shapes = {
+        "blocks.0.attn.qkv.weight": (72, 24),
+        "patch_embed.proj.weight": (24, 3, 8, 8),
+        "pos_embed": (1, 17, 24),
+        "blocks.0.attn.qkv.bias": (72,),
+    }
+    weights = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    save_file(weights, checkpoint)
+    words = ["--output-dir", str(tmp_path), "--npz", str(path), "--weights", str(checkpoint)]
+    cli("polarize", str(mask_file), *words)
+    with np.load(path, allow_pickle=False) as file:
+        for name, values in weights.items():
+            found = file[f"weights/{name}"]
+            if found.dtype == np.int8:
+                scale = file[f"weights/{name}.scale"]
+                assert scale.shape == (len(values), *[1] * (values.ndim - 1))
+                assert (np.abs(found * scale - values) <= scale * 0.5001).all()
+                assert np.abs(found).max() == 127
+            else:
+                assert np.array_equal(found, values)
+        assert file["weights/blocks.0.attn.qkv.weight"].dtype == np.int8
+        assert file["weights/pos_embed"].dtype == np.float32
+    error = cli("polarize", str(mask_file), "--output", str(tmp_path / "x"), "--weights", str(checkpoint)).error
+    assert "--npz" in error
 
 
 def test_a_polarized_mask_is_a_mask(cli: Cli, mask_file: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from vitcod_cli import distributed
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.allocate import allocated_mask, necessary_entries
+from vitcod_cli.masks.allocate import allocated_mask
+from vitcod_cli.masks.budget import necessary_entries
 from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
 from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import Progress, Reporter

@@ -50,6 +50,12 @@ class PolarizeOptions(Settings, panel="Output"):
         metavar="FILE",
         show_default=False,
     )
+    weights: str | None = setting(
+        None,
+        "Put this checkpoint's weights into the .npz file too, matrices as 8-bit integers with a scale a row.",
+        metavar="FILE",
+        show_default=False,
+    )
     overwrite: bool = setting(False, "Replace files that are there already.")
     order: OrderSettings = field(default_factory=OrderSettings)
     result: ResultSettings = field(default_factory=ResultSettings)

@@ -8,7 +8,7 @@ from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.masks.polarize import Split
 from vitcod_cli.masks.statistics import block_sparsity, global_tokens, head_sparsity
 
-_PARAMETERS = ("info_cut", "ratio", "std_coef", "seed")
+_PARAMETERS = ("info_cut", "ratio", "std_coef", "seed", "lanes")
 
 
 def mask_metrics(mask: Mask) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class MaskSettings(Settings, panel="Mask"):
         super().__post_init__()
         self._refuse_options_of_others()
         if not self.allocated.allocate:
+            if self.allocated.lanes is not None:
+                raise VitcodError("--lanes is an option of --allocate: say that too, or leave it out.")
             return
         if self.method != "info" or self.info.info_cut is not None:
             other = "--info-cut" if self.method == "info" else f"--method {self.method}"

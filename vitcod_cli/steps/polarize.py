@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,9 @@ def polarize(options: PolarizeOptions) -> tuple[list[Path], Mask]:
     source = checked_path(options.mask, FLAG)
     paths = _outputs(options)
     for path, flag in paths.items():
-        free_path(path, options.overwrite, flag, inputs=[source])
+        free_path(path, options.overwrite, flag, inputs=[source, options.weights])
     check_threshold(options.order.threshold)
+    weights = _weights(options)
     read = read_mask(source, FLAG)
     info = {"sparsity": sparsity_of(read.keep), **read.info}
     mask = polarized(Mask(read.keep, {**info, **provenance("vitcod polarize", options.mask)}), options.order)
@@ -38,7 +40,7 @@ def polarize(options: PolarizeOptions) -> tuple[list[Path], Mask]:
     else:
         write_mask(written[0], mask)
     if options.npz is not None:
-        _write_npz(mask, written[-1])
+        _write_npz(mask, weights, written[-1])
     return written, mask
 
 
@@ -77,17 +79,31 @@ def _save(path: Path, array: NDArray[np.float64]) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _write_npz(mask: Mask, path: Path) -> None:
+def _weights(options: PolarizeOptions) -> dict[str, NDArray[np.generic]]:
+    if options.weights is None:
+        return {}
+    if options.npz is None:
+        raise VitcodError("--weights go into the file of --npz: name that too.")
+    from vitcod_cli.artifacts.checkpoint import read_checkpoint
+    from vitcod_cli.export.integers import int8_weights
+
+    tensors = read_checkpoint(options.weights, "--weights").state_dict
+    floats = {name: tensor.float().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return {f"weights/{name}": array for name, array in int8_weights(floats).items()}
+
+
+def _write_npz(mask: Mask, weights: dict[str, NDArray[np.generic]], path: Path) -> None:
     """For tools without safetensors; ``docs/accelerator.md`` says what is in it."""
     assert mask.order is not None
     index = sparser_part(mask.keep, mask.order, columns_only=_columns_only(mask))
+    arrays: dict[str, Any] = {
+        "keep": mask.keep,
+        "permutation": mask.order.permutation,
+        "global_tokens": mask.order.global_tokens,
+        "csc_pointers": index.pointers,
+        "csc_starts": index.starts,
+        "csc_rows": index.rows,
+        **weights,
+    }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            keep=mask.keep,
-            permutation=mask.order.permutation,
-            global_tokens=mask.order.global_tokens,
-            csc_pointers=index.pointers,
-            csc_starts=index.starts,
-            csc_rows=index.rows,
-        )
+        np.savez_compressed(file, **arrays)
