@@ -74,6 +74,8 @@ def test_the_published_program(cli: Cli, mask_file: str) -> None:
     out = cli("simulate", mask_file, *words).out
     assert all(len(line) <= 80 for line in out.splitlines())
     assert "not the paper's factors" in out
+    wide = json.loads(cli("simulate", mask_file, *words, "--pe-width", "128", "--json").out)
+    assert wide["totals"]["compute"] < result["totals"]["compute"]
     v1 = json.loads(cli("simulate", mask_file, *words, "--revision", "v1", "--ratio", str(2 / 3), "--json").out)
     expected = next(run for run in CASE["runs"] if run["version"] == "v1" and run["program"] == "attention")
     assert v1["totals"]["attention"] == expected["totals"]["total"]
@@ -144,6 +146,7 @@ def test_a_picture(cli: Cli, mask_file: str, tmp_path: Path, suffix: str) -> Non
         ([], "MASK is needed"),
         (["none.safetensors"], "does not exist"),
         (["{mask}", "--revision", "v1"], "--model published"),
+        (["{mask}", "--pe-width", "32"], "lines and macs_per_line in --hardware"),
         (["{mask}", "--model", "published", "--sweep", "lines=1"], "--sweep goes with the estimate"),
         (["{mask}", "--model", "published", "--hardware", "x"], "--hardware goes with the estimate"),
         (["{mask}", "--model", "published", "--plot", "x.png"], "--plot goes with the estimate"),

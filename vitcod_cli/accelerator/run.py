@@ -61,6 +61,11 @@ def check_options(options: SimulateOptions) -> Path:
     published = options.model == "published"
     if options.revision is not None and not published:
         raise VitcodError("--revision is one of the published program: say --model published too.")
+    for flag, changed in (("--pe-width", options.pe_width != 64), ("--pe-height", options.pe_height != 8)):
+        if changed and not published:
+            raise VitcodError(
+                f"{flag} is one of the published program; give lines and macs_per_line in --hardware."
+            )
     for flag, given in (("--hardware", options.hardware), ("--sweep", options.sweep), ("--plot", options.plot)):
         if published and given:
             raise VitcodError(f"{flag} goes with the estimate, not with --model published; leave one of them out.")
@@ -108,7 +113,9 @@ def simulate_published(options: SimulateOptions) -> PublishedCycles:
     order = mask.order
     if order is None or options.threshold is not None:
         order = token_order(mask.keep, threshold_of(options.threshold, mask.keep.shape[-1], 1.0))
-    chip = PublishedChip(options.revision or "v3", options.head_dim, options.ratio)
+    chip = PublishedChip(
+        options.revision or "v3", options.head_dim, options.ratio, options.pe_width, options.pe_height
+    )
     return published_cycles(mask.keep, order, chip)
 
 

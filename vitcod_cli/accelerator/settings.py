@@ -29,6 +29,13 @@ class SimulateOptions(Settings, panel="Accelerator"):
         "Of the published program: of January, March or June 2023.",
         show_default="v3",
     )
+    pe_width: int = setting(64, "MAC lines of the published program.", minimum=1, maximum=65536)
+    pe_height: int = setting(
+        8,
+        "MACs of a line of the published program; v3 has --pe-width of them in attention.",
+        minimum=1,
+        maximum=65536,
+    )
     hardware: str | None = setting(
         None, "YAML file of another chip.", metavar="FILE", show_default="the paper's; see --print-hardware"
     )
