@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from fuzz import safetensors_files as st
 from fuzz.case import Bench, Check
@@ -198,5 +200,60 @@ MASK = FileReader(
     foreign=("map.npy", "map.safetensors", *FOREIGN),
 )
 
+# -- what reads the order of a polarized mask ---------------------------------------------------
 
-READERS = [MAP, MAP_NPY, MASK, MASK_NPY]
+
+def _simulated(bench: Bench, _: Any) -> Check:
+    expected = json.loads((bench.assets / "facts.json").read_text())["simulated"]
+
+    def check(done: Any) -> None:
+        assert json.loads(done.out)["totals"] == expected["totals"], "another estimate"
+
+    return check
+
+
+def _another_order(bench: Bench) -> Made:
+    """Of another mask, or of none: tokens that come twice, more dense keys than tokens."""
+    tensors, info = contents(bench.assets / "polarized.safetensors")
+    order, dense = tensors["permutation"].clone(), tensors["global_tokens"].clone()
+    match bench.number % 4:
+        case 0:
+            order = order[
+                ..., torch.randperm(order.shape[-1], generator=torch.Generator().manual_seed(bench.number))
+            ]
+        case 1:
+            order[..., int(bench.random.integers(1, order.shape[-1]))] = int(bench.any([0, -1, 17, 2**31 - 1]))
+        case 2:
+            dense[int(bench.random.integers(2)), int(bench.random.integers(3))] = bench.any([-1, 18, 2**31 - 1])
+        case _:
+            del tensors[bench.any(["permutation", "global_tokens"])]
+            return Made(sealed(bench, tensors, info))
+    return Made(sealed(bench, {**tensors, "permutation": order, "global_tokens": dense}, info))
+
+
+POLARIZED = FileReader(
+    name="mask polarized",
+    asset="polarized.safetensors",
+    parse=_own_mask,
+    uses=[
+        Use(("simulate", "--json", "--", "{}"), _simulated),
+        Use(
+            ("polarize", "--threshold=9", "--output=out.safetensors", "--", "{}"),
+            lambda bench, _: holds("out.safetensors", load_file(bench.assets / "polarized.safetensors")),
+            ("out.safetensors",),
+        ),
+        EVAL_MASK,
+    ],
+    by_hand={
+        **{
+            change: changed("polarized.safetensors", change, ("keep", "permutation", "global_tokens"))
+            for change in ("dtype", "rank", "shape")
+        },
+        "claims": claims("polarized.safetensors"),
+        "order": _another_order,
+    },
+    foreign=("map.npy", "map.safetensors", *FOREIGN),
+)
+
+
+READERS = [MAP, MAP_NPY, MASK, MASK_NPY, POLARIZED]

@@ -21,6 +21,7 @@ from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.cli.main import main
+from vitcod_cli.masks.polarize import token_order
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import set_keep_mask
 from vitcod_cli.model.load import save_model
@@ -45,6 +46,10 @@ def make_assets(folder: Path) -> None:
     write_mask(
         folder / "mask.safetensors", Mask(keep, {"method": "info", "sparsity": 0.5, "num_prefix_tokens": 1})
     )
+    write_mask(
+        folder / "polarized.safetensors",
+        Mask(keep, {"num_prefix_tokens": 1, "order": "tokens"}, token_order(keep, 9)),
+    )
     np.save(folder / "map.npy", attention)
     np.save(folder / "mask.npy", ~keep)
     _sparse_model(folder, keep)
@@ -62,6 +67,7 @@ def make_assets(folder: Path) -> None:
     shutil.copytree(folder / "run", folder / "resumed")
     facts = {
         "resumed": _said(*_training(folder, "resumed"), "--resume", "--json"),
+        "simulated": _said("simulate", str(folder / "polarized.safetensors"), "--json"),
         "dense": _said("eval", f"--checkpoint={folder / 'dense.safetensors'}", *data),
         "sparse": _said("eval", f"--checkpoint={folder / 'sparse.safetensors'}", *data),
         "masked": _said(

@@ -42,6 +42,8 @@ WARM_UP = (
     ("dump-attn", "--checkpoint={assets}/dense.safetensors", *checkpoints.DATA[:2], "--output=b.safetensors"),
     ("gen-mask", "--attn-map={assets}/map.npy", "--output=c.safetensors"),
     ("plot", "{assets}/map.npy", "--output-dir=d"),
+    ("simulate", "{assets}/polarized.safetensors"),
+    ("polarize", "{assets}/mask.npy", "--output=g.safetensors"),
     (
         "finetune-dense",
         "--init-from={assets}/dense.safetensors",

@@ -75,12 +75,20 @@ def _comparison(simulation: Simulation) -> list[str]:
         totals = other.totals()
         attention = totals["attention_cycles"] / ours["attention_cycles"]
         whole = totals["cycles"] / ours["cycles"]
+        parts = [totals[f"{part}seconds"] * 1e6 for part in ("attention_", "")]
+        megabytes = [totals[f"{part}bytes"] / 1e6 for part in ("attention_", "")]
         lines.append(
-            f"{name:<15} {totals['attention_cycles']:10,.0f} {totals['attention_seconds'] * 1e6:7,.1f} "
-            f"{totals['attention_bytes'] / 1e6:6.2f} {totals['seconds'] * 1e6:9,.1f} {totals['bytes'] / 1e6:6.2f} "
-            f"{totals['energy'] * 1e3:6.3f} {attention:8.2f} {whole:5.2f}"
+            f"{name:<15} {totals['attention_cycles']:10,.0f} {_figure(parts[0]):>7} {_figure(megabytes[0]):>6} "
+            f"{_figure(parts[1]):>9} {_figure(megabytes[1]):>6} {_figure(totals['energy'] * 1e3):>6} "
+            f"{attention:8.2f} {whole:5.2f}"
         )
     return lines
+
+
+def _figure(number: float) -> str:
+    """Four digits or so."""
+    digits = 3 if number < 10 else 2 if number < 100 else 1 if number < 1000 else 0
+    return f"{number:,.{digits}f}"
 
 
 def _limits(simulation: Simulation) -> list[str]:
