@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -210,3 +211,13 @@ def test_the_steps_are_functions(checkpoint: Path, tmp_path: Path, image_folder:
     )
     assert fit.best.images == 13
     assert keep_mask(vitcod_cli.load(fit.checkpoint)) is not None
+
+
+def test_a_mask_from_python_to_cycles(tmp_path: Path) -> None:
+    keep = np.random.default_rng(0).random((2, 3, 17, 17)) < 0.3
+    np.save(tmp_path / "mask.npy", ~keep)
+    options = vitcod_cli.PolarizeOptions(mask=str(tmp_path / "mask.npy"), output_dir=str(tmp_path))
+    (path,), mask = vitcod_cli.polarize(options)
+    found = vitcod_cli.simulate(vitcod_cli.SimulateOptions(mask=str(path))).found
+    assert mask.order is not None
+    assert found.macs.tolist() == [2 * 64 * int(block.sum()) for block in keep]

@@ -26,6 +26,8 @@ TYPE_CHECKING = False  # importing typing takes a while, in which Ctrl-C would e
 if TYPE_CHECKING:
     from typing import Any
 
+    from vitcod_cli.accelerator.run import simulate
+    from vitcod_cli.accelerator.settings import SimulateOptions
     from vitcod_cli.api import load, save
     from vitcod_cli.artifacts.output_folder import OutputSettings
     from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from vitcod_cli.data.settings import DataSettings
     from vitcod_cli.errors import VitcodError
     from vitcod_cli.lowrank.settings import LowRankSettings
+    from vitcod_cli.masks.order_settings import PolarizeOptions
     from vitcod_cli.masks.settings import MaskOptions, MaskSettings
     from vitcod_cli.model.settings import ModelSettings
     from vitcod_cli.runtime import RuntimeSettings
@@ -49,17 +52,21 @@ if TYPE_CHECKING:
         LowRankOptions,
         SparseOptions,
     )
+    from vitcod_cli.steps.polarize import polarize
     from vitcod_cli.steps.sparse import finetune_sparse
     from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
 
 _MODULES = {
     "api": ("load", "save"),
-    "artifacts.run_directory": ("OutputSettings",),
+    "accelerator.run": ("simulate",),
+    "accelerator.settings": ("SimulateOptions",),
+    "artifacts.output_folder": ("OutputSettings",),
     "calibration.settings": ("CalibrationSettings", "LowRankCalibrationSettings"),
     "data.augmentation": ("AugmentationSettings",),
     "data.settings": ("DataSettings",),
     "errors": ("VitcodError",),
     "lowrank.settings": ("LowRankSettings",),
+    "masks.order_settings": ("PolarizeOptions",),
     "masks.settings": ("MaskOptions", "MaskSettings"),
     "model.settings": ("ModelSettings",),
     "runtime": ("RuntimeSettings",),
@@ -69,6 +76,7 @@ _MODULES = {
     "steps.evaluation": ("evaluate",),
     "steps.lowrank": ("finetune_lowrank",),
     "steps.mask": ("make_mask",),
+    "steps.polarize": ("polarize",),
     "steps.options": ("AttentionMapOptions", "DenseOptions", "EvalOptions", "LowRankOptions", "SparseOptions"),
     "steps.sparse": ("finetune_sparse",),
     "training.recipe": ("DenseRecipe", "LowRankRecipe", "SparseRecipe"),
@@ -91,7 +99,9 @@ __all__ = [
     "MaskSettings",
     "ModelSettings",
     "OutputSettings",
+    "PolarizeOptions",
     "RuntimeSettings",
+    "SimulateOptions",
     "SparseOptions",
     "SparseRecipe",
     "VitcodError",
@@ -104,7 +114,9 @@ __all__ = [
     "finetune_sparse",
     "load",
     "make_mask",
+    "polarize",
     "save",
+    "simulate",
 ]
 
 
