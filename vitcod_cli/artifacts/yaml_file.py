@@ -37,7 +37,7 @@ def read_values(path: str, flag: str, skip: str, example: str = "epochs: 10") ->
     Raises:
         VitcodError: if it can't be read, is too large, or holds anything else.
     """
-    text = _text(path, flag)
+    text = _text(path, flag, example)
     try:
         node = yaml.compose(text, _Loader)
         if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
@@ -53,18 +53,18 @@ def read_values(path: str, flag: str, skip: str, example: str = "epochs: 10") ->
         where = f" (line {mark.line + 1})" if mark is not None else ""
         raise VitcodError(f"{flag} {path} is not valid YAML{where}: {_first_line(error)}.") from error
     except RecursionError as error:
-        raise VitcodError(f"{flag} {path} is nested too deeply to be a file of option values.") from error
+        raise VitcodError(f"{flag} {path} is nested too deeply to be a file of settings.") from error
 
 
-def _text(path: str, flag: str) -> str:
+def _text(path: str, flag: str, example: str) -> str:
     from vitcod_cli.artifacts.files import checked_path
 
     with open(checked_path(path, flag), "rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise VitcodError(
-            f"{flag} {path} is larger than {LARGEST // 1024} KiB, which no file of option values is; name a YAML "
-            "file such as the config.yaml of a run."
+            f"{flag} {path} is larger than {LARGEST // 1024} KiB, which no file of settings is; name a YAML file "
+            f"of lines like '{example}'."
         )
     try:
         return content.decode("utf-8-sig")
