@@ -14,10 +14,12 @@ from PIL import Image
 
 from vitcod_cli.accelerator.estimate import estimate
 from vitcod_cli.accelerator.hardware import Hardware, default_yaml
+from vitcod_cli.accelerator.run import shape_of
 from vitcod_cli.accelerator.workload import Shape
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.mask import Mask, write_mask
 from vitcod_cli.masks.polarize import token_order
+from vitcod_cli.model.auto_encoder import compressed_heads
 
 CASE = next(case for case in small_cases() if case["H"] == 3 and not case["runs"][0]["error"])
 KEEP = mask_of(CASE)
@@ -53,6 +55,14 @@ def test_the_estimate(cli: Cli, mask_file: str) -> None:
     assert all(len(line) <= 80 for line in out.splitlines())
     assert f"{found.totals()['attention_cycles']:,.0f}" in out
     assert "not the\npaper's factors" in out.replace("They are not the", "not the")
+
+
+@pytest.mark.parametrize(("ratio", "heads"), [(None, 3), ("0.667", 3), ("0.5", 2), ("0.1", 1), ("1", None)])
+def test_heads_behind_the_auto_encoder(ratio: str | None, heads: int | None) -> None:
+    """Left out, as many as ``finetune-lowrank`` makes."""
+    keep = np.ones((1, 5, 4, 4), dtype=np.bool_)
+    assert shape_of(keep, 8, None if ratio is None else float(ratio), 4).compressed_heads == heads
+    assert shape_of(keep, 8, None, 4).compressed_heads == compressed_heads(5)
 
 
 def test_a_polarized_file_says_its_order(cli: Cli, mask_file: str, tmp_path: Path) -> None:

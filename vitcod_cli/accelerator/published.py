@@ -25,6 +25,10 @@ BITS_PER_SECOND = 76.8 * 2**30 * 8
 BITS = 8
 
 
+RATIO = 0.667
+"""Compressed heads over heads, as the published README has it."""
+
+
 @dataclass(frozen=True)
 class PublishedChip:
     """The arguments of the published programs.
@@ -37,7 +41,7 @@ class PublishedChip:
 
     revision: Revision = "v3"
     head_dim: int = 64
-    ratio: float = 0.667
+    ratio: float = RATIO
     pe_width: int = 64
     pe_height: int = 8
     embedding: int | None = None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitcod_cli.accelerator.estimate import Estimate, baselines, estimate
 from vitcod_cli.accelerator.hardware import Hardware, read_hardware
-from vitcod_cli.accelerator.published import PublishedChip, PublishedCycles, published_cycles
+from vitcod_cli.accelerator.published import RATIO, PublishedChip, PublishedCycles, published_cycles
 from vitcod_cli.accelerator.settings import SimulateOptions
 from vitcod_cli.accelerator.workload import Shape
 from vitcod_cli.artifacts.files import checked_path, free_path
@@ -114,7 +113,7 @@ def simulate_published(options: SimulateOptions) -> PublishedCycles:
     if order is None or options.threshold is not None:
         order = token_order(mask.keep, threshold_of(options.threshold, mask.keep.shape[-1], 1.0))
     chip = PublishedChip(
-        options.revision or "v3", options.head_dim, options.ratio, options.pe_width, options.pe_height
+        options.revision or "v3", options.head_dim, options.ratio or RATIO, options.pe_width, options.pe_height
     )
     return published_cycles(mask.keep, order, chip)
 
@@ -127,8 +126,11 @@ def order_of(mask: Mask, threshold: str | None, hardware: Hardware) -> tuple[Tok
     return token_order(mask.keep, queries), queries
 
 
-def shape_of(keep: Keep, head_dim: int, ratio: float, mlp_ratio: float) -> Shape:
-    """The model's shape, with as many compressed heads as ``ratio`` is nearest to; none for 1."""
+def shape_of(keep: Keep, head_dim: int, ratio: float | None, mlp_ratio: float) -> Shape:
+    """The model's shape, with as many compressed heads as ``ratio`` is nearest to; none for 1.
+
+    None is half of the heads, rounded up: what our auto-encoders have, and the published code's.
+    """
     heads, num_tokens = keep.shape[1:3]
-    compressed = None if ratio == 1 else max(1, int(np.floor(heads * ratio + 0.5)))
+    compressed = None if ratio == 1 else math.ceil(heads / 2) if ratio is None else max(1, round(heads * ratio))
     return Shape(heads, num_tokens, head_dim, compressed, mlp_ratio)

@@ -49,8 +49,12 @@ class SimulateOptions(Settings, panel="Accelerator"):
         show_default="auto: those that cost less so; 50 of 197 for the published program",
     )
     head_dim: int = setting(64, "Channels of a head.", minimum=1, maximum=65536)
-    ratio: float = setting(
-        0.667, "Heads of Q and K behind the auto-encoder over heads; 1: no auto-encoder.", above=0.0, maximum=1.0
+    ratio: float | None = setting(
+        None,
+        "Heads of Q and K behind the auto-encoder over heads; 1: no auto-encoder.",
+        above=0.0,
+        maximum=1.0,
+        show_default="half, rounded up, as finetune-lowrank makes it; 0.667 for the published program",
     )
     mlp_ratio: float = setting(4.0, "Hidden channels of the MLP over those of a token.", above=0.0, maximum=1000.0)
     sweep: list[str] = setting(

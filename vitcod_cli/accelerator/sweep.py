@@ -96,7 +96,7 @@ def _combinations(values: dict[str, list[str]]) -> Iterator[dict[str, str]]:
 
 def _chip(
     values: dict[str, str], hardware: Hardware, options: SimulateOptions
-) -> tuple[Hardware, str | None, float]:
+) -> tuple[Hardware, str | None, float | None]:
     texts = {key: value for key, value in values.items() if key not in OF_MODELS}
     ratio = options.ratio
     if "ratio" in values:
