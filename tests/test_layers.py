@@ -16,7 +16,7 @@ LAYERS = (
     {"cli", "commands"},
     {"api"},
     {"steps"},
-    {"accelerator", "attention", "bench", "calibration", "export", "lowrank", "plots", "training"},
+    {"accelerator", "attention", "bench", "calibration", "export", "inspection", "lowrank", "plots", "training"},
     {"masks"},
     {"model"},
     {"artifacts", "data"},
