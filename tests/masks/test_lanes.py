@@ -50,6 +50,13 @@ def test_lines_are_filled(sparsity: float, lanes: int) -> None:
     assert np.array_equal(filled, fill_lanes(worth, sparsity, 1, lanes))
 
 
+@pytest.mark.parametrize("seed", [2, 21, 54, 59])
+def test_what_is_necessary_stays(seed: int) -> None:
+    """Also where it costs a step of its key and its query alone."""
+    worth = np.random.default_rng(seed).random((1, 2, 12, 12)).astype(np.float32)
+    assert (fill_lanes(worth, 0.6, 1, 2) >= necessary_entries(worth, 1)).all()
+
+
 def test_it_takes_fewer_cycles() -> None:
     worth, shape, chip = importance(), Shape(3, 65), Hardware()
     free, filled = allocated_mask(worth, 0.7, 1), fill_lanes(worth, 0.7, 1, chip.group_lines)

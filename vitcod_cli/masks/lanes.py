@@ -65,7 +65,7 @@ def _filled(importance: Importance, necessary: Keep, num_prefix_tokens: int, lan
     for head in np.ndindex(importance.shape[:2]):
         worth = _worth(importance[head])
         keep[head] |= _transported(worth, keep[head], parcels[head], num_prefix_tokens, lanes)
-        _tidy(keep[head], worth, num_prefix_tokens, lanes)
+        _tidy(keep[head], necessary[head], worth, num_prefix_tokens, lanes=lanes)
     return keep_prefix(keep, num_prefix_tokens)
 
 
@@ -138,12 +138,13 @@ def _price(worth: Worth, counts: Sizes) -> Worth:
     return np.where(np.isfinite(price), price, BEYOND)
 
 
-def _tidy(keep: Keep, worth: Worth, prefix: int, lanes: int) -> None:
+def _tidy(keep: Keep, necessary: Keep, worth: Worth, prefix: int, *, lanes: int) -> None:
     """Take away what costs a step of its key and its query alone, and fill what is idle then; in place."""
     inside, value = keep[prefix:, prefix:], worth[prefix:, prefix:]
+    must = necessary[prefix:, prefix:]
     keys, queries = inside.sum(axis=0) + prefix, inside.sum(axis=1)
     over, single = keys % lanes == 1, (queries % lanes == 1) & (queries > 1)
-    for query, key in _in_order(inside & over & single[:, None], value):
+    for query, key in _in_order(inside & ~must & over & single[:, None], value):
         if keys[key] % lanes == 1 and queries[query] % lanes == 1:
             inside[query, key] = False
             keys[key] -= 1
