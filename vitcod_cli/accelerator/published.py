@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
@@ -110,9 +112,11 @@ class PublishedCycles:
             sum(getattr(block, part) for block in self.blocks) for part in ("preload", "decode", "compute")
         )
         linear = self.linear.total(len(self.blocks))
+        # Added one by one, as there: from Python 3.12 on, sum() rounds less.
+        density = reduce(add, (block.sparser_density for block in self.blocks)) / len(self.blocks)
         attention = max(preload, decode + compute)
         return {
-            "mean_sparser_density": sum(block.sparser_density for block in self.blocks) / len(self.blocks),
+            "mean_sparser_density": density,
             "preload": preload,
             "decode": decode,
             "compute": compute,
