@@ -15,6 +15,8 @@ from vitcod_cli.reporting import visible
 _PARTS = {"Q Kᵀ": "#0072B2", "A V": "#56B4E9", "decode": "#E69F00", "softmax": "#999999", "traffic": "#D55E00"}
 _DOTS = "#0072B2"
 
+_LONGEST_NAME = 40  # with the chip beside it, as wide as the picture
+
 
 def save_plot(simulation: Simulation, path: str, title: str) -> None:
     """Write the picture; its kind is that of the name.
@@ -40,7 +42,8 @@ def draw(simulation: Simulation, title: str) -> Any:
     hardware = simulation.found.hardware
     array = f"{hardware.lines} x {hardware.macs_per_line} MACs"
     chip = f"{array}, {hardware.clock / 1e6:g} MHz, {hardware.bandwidth / 1e9:g} GB/s"
-    figure.suptitle(visible(f"{title}: estimate on {chip}"), fontsize=12, parse_math=False)
+    name = title if len(title) <= _LONGEST_NAME else f"{title[: _LONGEST_NAME - 1]}…"
+    figure.suptitle(visible(f"{name}: estimate on {chip}"), fontsize=12, parse_math=False)
     return figure
 
 
@@ -51,19 +54,32 @@ def _roofline(axes: Any, simulation: Simulation) -> None:
     peak = hardware.macs * hardware.clock / 1e9
     ridge = hardware.macs / hardware.bytes_per_cycle
     points = np.concatenate([found.intensity, dense.intensity])
+    points = points[points > 0]  # an empty block has none, and no place on a logarithmic axis
     left, right = min(points.min(), ridge) / 2, max(points.max(), ridge) * 2
     reach = np.array([left, ridge, right])
     axes.plot(reach, np.minimum(reach * hardware.bandwidth / 1e9, peak), color="black", linewidth=1.2)
+    rates = [peak]
     for other, color, marker, name in ((dense, "#D55E00", "s", "dense"), (found, _DOTS, "o", "this mask")):
         rate = (other.macs + other.shape.decoding_macs) / other.attention * hardware.clock / 1e9
         axes.scatter(other.intensity, rate, s=28, color=color, marker=marker, label=name, zorder=3, alpha=0.8)
-    axes.set(xscale="log", yscale="log", xlim=(left, right))
+        rates += rate[rate > 0].tolist()
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(rates) / 1.5, peak * 1.3))
     axes.set(xlabel="useful MACs a byte", ylabel="useful GMAC/s", title="Roofline: attention of each block")
     axes.legend(loc="lower right", frameon=False)
-    axes.xaxis.set_major_formatter("{x:g}")  # 200 rather than 2 x 10^2
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        _log_ticks(axis, *limits)
     axes.grid(True, which="both", linewidth=0.3, alpha=0.5)
+
+
+def _log_ticks(axis: Any, low: float, high: float) -> None:
+    """Numbers such as 200 that don't run into each other, however many decades there are."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    decades = np.log10(high / low)
+    steps = [1, 1.5, 2, 3, 5, 7] if decades < 1 else [1, 2, 5] if decades < 2 else [1]
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _blocks(axes: Any, simulation: Simulation) -> None:
@@ -79,7 +95,10 @@ def _blocks(axes: Any, simulation: Simulation) -> None:
         axes.bar(place, height, bottom=bottom, color=color, label=name)
         bottom = bottom + height
     axes.set(xlabel="block", ylabel="µs", title="Time of attention", xticks=_ticks(len(place)))
-    axes.legend(frameon=False, fontsize=9)
+    axes.margins(y=0.15)  # a line of its own for the legend: blocks that are alike leave no corner free
+    axes.legend(
+        loc="upper center", ncols=len(_PARTS), frameon=False, fontsize=9, columnspacing=1, handlelength=1.2
+    )
 
 
 def _load(figure: Any, axes: Any, simulation: Simulation) -> None:
@@ -96,13 +115,17 @@ def _load(figure: Any, axes: Any, simulation: Simulation) -> None:
 
 def _compared(axes: Any, simulation: Simulation) -> None:
     """Attention's time beside that of the baselines, all blocks together."""
+    from matplotlib.ticker import EngFormatter
+
     shown = {"this mask": simulation.found, **simulation.baselines}
-    times = [float(one.attention.sum()) / one.hardware.clock * 1e6 for one in shown.values()]
+    times = [float(one.attention.sum()) / one.hardware.clock for one in shown.values()]
     bars = axes.barh(list(shown), times, color=[_DOTS, *["#999999"] * (len(shown) - 1)])
-    axes.bar_label(bars, labels=[f" {time:,.1f}" for time in times])
+    axes.bar_label(bars, labels=[f" {EngFormatter('s', places=2)(time)}" for time in times])
     axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set(xlabel="µs", title="Attention, all blocks")
+    axes.margins(x=0.25)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(EngFormatter("s"))
+    axes.set(title="Attention, all blocks")
 
 
 def _ticks(count: int) -> range:
