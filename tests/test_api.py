@@ -221,3 +221,6 @@ def test_a_mask_from_python_to_cycles(tmp_path: Path) -> None:
     found = vitcod_cli.simulate(vitcod_cli.SimulateOptions(mask=str(path))).found
     assert mask.order is not None
     assert found.macs.tolist() == [2 * 64 * int(block.sum()) for block in keep]
+    for other in ({"model": "published"}, {"sweep": ["lines=32"]}):
+        with pytest.raises(vitcod_cli.VitcodError, match="is the estimate of one mask"):
+            vitcod_cli.simulate(vitcod_cli.SimulateOptions.from_flat({"mask": str(path), **other}))

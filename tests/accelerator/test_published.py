@@ -63,6 +63,24 @@ def test_the_small_cases_have_what_they_promise() -> None:
     assert {run["version"] for run in runs} == {"v1", "v2", "v3"}
 
 
+@pytest.mark.parametrize(
+    ("revision", "heads", "load", "encode", "compute"),
+    [
+        ("v1", 3, 3122, 0, 56791),
+        ("v2", 3, 1942, 0, 56791),
+        ("v1", 12, 24061, 4728, 230208),
+        ("v2", 12, 9091, 4728, 230208),
+    ],
+)
+def test_linear_layers_of_earlier_revisions(
+    revision: Any, heads: int, load: int, encode: int, compute: int
+) -> None:
+    """Of which there is no small case: 197 tokens, a ratio of 2/3, and an embedding of 192 whatever the heads."""
+    layers = linear_cycles(heads, 197, PublishedChip(revision, ratio=2 / 3, embedding=192))
+    assert (layers.linear_load, layers.linear_encode, layers.linear_compute) == (load, encode, compute)
+    assert (layers.ffn_load, layers.ffn_compute) == (0, 113472)
+
+
 def test_real_masks(shared: Path) -> None:
     """141 runs over 13 masks, some of them other groupings of the same heads."""
     golden = json.loads((shared / "accelerator" / "golden" / "published_simulator_runs.json").read_text())["runs"]

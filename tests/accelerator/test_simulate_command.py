@@ -91,6 +91,36 @@ def test_the_published_program(cli: Cli, mask_file: str) -> None:
     assert v1["totals"]["attention"] == expected["totals"]["total"]
 
 
+@pytest.mark.parametrize(("tokens", "queries", "dense"), [(100, 45, 1), (300, 60, 2), (197, 51, 2), (197, 50, 1)])
+def test_the_published_threshold_is_50_of_any_number_of_tokens(
+    cli: Cli, tmp_path: Path, tokens: int, queries: int, dense: int
+) -> None:
+    keep = np.eye(tokens, dtype=np.bool_)[None, None].repeat(2, axis=1)
+    keep[..., 0] = True
+    keep[..., 1] = np.arange(tokens) < queries
+    np.save(tmp_path / "mask.npy", ~keep)
+    words = ["simulate", str(tmp_path / "mask.npy"), "--model", "published", "--json"]
+    found = json.loads(cli(*words).out)
+    assert found["blocks"][0]["global_tokens"] == dense
+    assert found == json.loads(cli(*words, "--threshold", "50").out)
+
+
+def test_no_key_of_few_tokens_is_dense_to_the_published_program(cli: Cli, tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", np.zeros((1, 2, 40, 40), dtype=np.bool_))
+    error = cli("simulate", str(tmp_path / "mask.npy"), "--model", "published").error
+    assert "too few dense keys (0)" in error
+
+
+def test_the_embedding_of_the_published_program(cli: Cli, mask_file: str) -> None:
+    words = ["simulate", mask_file, "--model", "published", "--threshold", str(CASE["threshold"]), "--json"]
+    plain, same, wide = (
+        json.loads(cli(*words, *more).out) for more in ([], ["--embedding", "192"], ["--embedding", "768"])
+    )
+    assert plain == same
+    assert wide["linear"]["ffn_compute"] == 2 * (4 * TOKENS * 768 * 768 // 512)
+    assert wide["blocks"] == plain["blocks"]
+
+
 def test_where_the_published_program_dies(cli: Cli, mask_file: str) -> None:
     error = cli("simulate", mask_file, "--model", "published", "--threshold", str(TOKENS)).error
     assert "divides by zero: in block 0" in error
@@ -160,6 +190,8 @@ def test_a_picture(cli: Cli, mask_file: str, tmp_path: Path, suffix: str) -> Non
         (["{mask}", "--model", "published", "--sweep", "lines=1"], "--sweep goes with the estimate"),
         (["{mask}", "--model", "published", "--hardware", "x"], "--hardware goes with the estimate"),
         (["{mask}", "--model", "published", "--plot", "x.png"], "--plot goes with the estimate"),
+        (["{mask}", "--embedding", "192"], "--embedding is one of the published program"),
+        (["{mask}", "--model", "published", "--mlp-ratio", "2"], "--mlp-ratio goes with the estimate"),
         (["{mask}", "--output", "x.csv"], "--output is the file of a --sweep"),
         (["{mask}", "--sweep", "lines=8", "--output", "x.txt"], "should end in .csv or .json"),
         (["{mask}", "--plot", "x.gif"], "should end in .png, .pdf or .svg"),

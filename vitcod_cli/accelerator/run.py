@@ -15,7 +15,7 @@ from vitcod_cli.accelerator.workload import Shape
 from vitcod_cli.artifacts.files import checked_path, free_path
 from vitcod_cli.artifacts.mask import Mask, TokenOrder, read_mask
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.polarize import Keep, check_threshold, threshold_of, token_order
+from vitcod_cli.masks.polarize import PUBLISHED_THRESHOLD, Keep, check_threshold, threshold_of, token_order
 
 FLAG = "MASK"
 PICTURES = (".png", ".pdf", ".svg")
@@ -65,6 +65,10 @@ def check_options(options: SimulateOptions) -> Path:
             raise VitcodError(
                 f"{flag} is one of the published program; give lines and macs_per_line in --hardware."
             )
+    if options.embedding is not None and not published:
+        raise VitcodError("--embedding is one of the published program: say --model published too.")
+    if options.mlp_ratio != 4 and published:
+        raise VitcodError("--mlp-ratio goes with the estimate: the published program's MLP is four times as wide.")
     for flag, given in (("--hardware", options.hardware), ("--sweep", options.sweep), ("--plot", options.plot)):
         if published and given:
             raise VitcodError(f"{flag} goes with the estimate, not with --model published; leave one of them out.")
@@ -92,6 +96,8 @@ def simulate(options: SimulateOptions) -> Simulation:
     Raises:
         VitcodError: if mask or hardware can't be read, or mean nothing.
     """
+    if options.model == "published" or options.sweep:  # from Python; the command line knows its way
+        raise VitcodError("simulate() is the estimate of one mask; leave out model='published' and sweep.")
     hardware = read_hardware(options.hardware)
     source = check_options(options)
     mask = read_mask(source, FLAG)
@@ -109,11 +115,18 @@ def simulate_published(options: SimulateOptions) -> PublishedCycles:
         VitcodError: if the mask can't be read, or the program has no figure for it.
     """
     mask = read_mask(check_options(options), FLAG)
-    order = mask.order
+    order, threshold = mask.order, PUBLISHED_THRESHOLD  # there, whatever the number of tokens
+    if options.threshold is not None:
+        threshold = threshold_of(options.threshold, mask.keep.shape[-1], 1.0)
     if order is None or options.threshold is not None:
-        order = token_order(mask.keep, threshold_of(options.threshold, mask.keep.shape[-1], 1.0))
+        order = token_order(mask.keep, threshold)
     chip = PublishedChip(
-        options.revision or "v3", options.head_dim, options.ratio or RATIO, options.pe_width, options.pe_height
+        options.revision or "v3",
+        options.head_dim,
+        options.ratio or RATIO,
+        options.pe_width,
+        options.pe_height,
+        options.embedding,
     )
     return published_cycles(mask.keep, order, chip)
 

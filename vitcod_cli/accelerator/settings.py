@@ -36,6 +36,13 @@ class SimulateOptions(Settings, panel="Accelerator"):
         minimum=1,
         maximum=65536,
     )
+    embedding: int | None = setting(
+        None,
+        "Channels of a token in the linear layers of the published program.",
+        minimum=1,
+        maximum=1_000_000,
+        show_default="heads x --head-dim; left out there, 192",
+    )
     hardware: str | None = setting(
         None, "YAML file of another chip.", metavar="FILE", show_default="the paper's; see --print-hardware"
     )
@@ -46,7 +53,7 @@ class SimulateOptions(Settings, panel="Accelerator"):
         None,
         "Dense keys of a mask that isn't polarized, as in vitcod polarize.",
         metavar="COUNT|SHARE|auto",
-        show_default="auto: those that cost less so; 50 of 197 for the published program",
+        show_default="auto: those that cost less so; 50 for the published program, of any number of queries",
     )
     head_dim: int = setting(64, "Channels of a head.", minimum=1, maximum=65536)
     ratio: float | None = setting(
