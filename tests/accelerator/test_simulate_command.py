@@ -159,6 +159,26 @@ def test_a_sweep_of_the_chip(cli: Cli, mask_file: str, tmp_path: Path, suffix: s
     assert len(json.loads(cli("simulate", mask_file, *words, "--overwrite", "--json").out)["rows"]) == 16
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lines=32,64"],
+        ["lines=64", "bandwidth=76.8e9", "threshold=auto", "ratio=1"],
+        ["lines=32,64", "groups=8,16", "sparse_efficiency=1,0.5", "macs_per_line=8", "bits=8", "ratio=1,0.667"],
+        ["clock=500000000", f"bandwidth=76800000000.{'0' * 100}"],
+    ],
+)
+def test_a_sweep_of_whatever_fits_80_columns(cli: Cli, mask_file: str, words: list[str]) -> None:
+    out = cli("simulate", mask_file, "--sweep", *words).out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = json.loads(cli("simulate", mask_file, "--sweep", *words, "--json").out)["rows"]
+    for row in rows:
+        assert f"{row['attention_seconds'] * 1e6:,.1f}" in out
+    for name, _, values in (word.partition("=") for word in words):
+        assert name in out
+        assert all(value in out.replace("\n", "") for value in values.split(","))
+
+
 def test_a_sweep_of_sparsities(cli: Cli, map_file: str) -> None:
     words = ["simulate", map_file, "--sweep", "sparsity=0.5,0.6,0.8", "method=info,allocated", "--json"]
     rows = json.loads(cli(*words).out)["rows"]
@@ -200,7 +220,8 @@ def test_a_picture(cli: Cli, mask_file: str, tmp_path: Path, suffix: str) -> Non
         (["{mask}", "--sweep", "lines="], "has no values"),
         (["{mask}", "--sweep", "lines"], "has no values"),
         (["{mask}", "--sweep", "lines=8,,16"], "has no values"),
-        (["{mask}", "--sweep", "lines=0"], "--hardware: lines must be"),
+        (["{mask}", "--sweep", "lines=0"], "--sweep: lines must be at least 1, not 0"),
+        (["{mask}", "--sweep", "lines=63"], "--sweep: 63 lines can't be divided into 8 groups"),
         (["{mask}", "--sweep", "lines=x"], "--sweep: lines 'x' is not a whole number"),
         (["{mask}", "--sweep", "lines=8", "lines=16"], "given twice"),
         (["{mask}", "--sweep", "ratio=2"], "--ratio must be"),

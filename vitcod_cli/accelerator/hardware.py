@@ -75,7 +75,7 @@ class Hardware(Settings):
         """A copy with values as a user writes them.
 
         Raises:
-            VitcodError: naming the key that is unknown or has no such value.
+            VitcodError: naming ``subject``, and the key that is unknown or has no such value.
         """
         options = options_of(Hardware)
         values: dict[str, Any] = {}
@@ -91,7 +91,10 @@ class Hardware(Settings):
             except (ValueError, TypeError) as error:
                 noun = "whole number" if kind is int else "number"
                 raise VitcodError(f"{subject}: {name} {shown(text)} is not a {noun}; mend it.") from error
-        return self.changed(**values)
+        try:
+            return self.changed(**values)
+        except VitcodError as error:  # says the flag alone
+            raise VitcodError(f"{subject}{str(error).removeprefix(FLAG)}") from error
 
 
 def default_yaml() -> str:

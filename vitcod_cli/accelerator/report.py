@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from vitcod_cli.accelerator.estimate import Estimate
 from vitcod_cli.accelerator.hardware import Hardware
 from vitcod_cli.accelerator.published import PublishedCycles
@@ -9,6 +11,7 @@ from vitcod_cli.accelerator.run import Simulation
 from vitcod_cli.accelerator.sweep import OF_MASKS, OF_MODELS, Row
 from vitcod_cli.settings import options_of
 
+WIDTH = 80
 NOT_THE_PAPERS = (
     "These are estimates, and ratios between estimates made alike. They are not the",
     "paper's factors, whose baselines were never published.",
@@ -126,7 +129,7 @@ def published_lines(cycles: PublishedCycles) -> list[str]:
 
 
 def sweep_lines(rows: list[Row]) -> list[str]:
-    """A line for each combination."""
+    """A line for each combination; where it would be too long, its values and then its figures."""
     keys = [key for key in rows[0] if key in {*options_of(Hardware), *OF_MODELS, *OF_MASKS}]
     table = [[*keys, "attention us", "all us", "MB", "used", "mJ"]]
     for row in rows:
@@ -134,4 +137,15 @@ def sweep_lines(rows: list[Row]) -> list[str]:
         figures += [f"{row['bytes'] / 1e6:.2f}", f"{row['utilisation']:.0%}", f"{row['energy'] * 1e3:.3f}"]
         table.append([*(str(row[key]) for key in keys), *figures])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    if sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        return _sweep_records(table, len(keys))
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+
+
+def _sweep_records(table: list[list[str]], keys: int) -> list[str]:
+    names, lines = table[0], []
+    for row in table[1:]:
+        values = " ".join(f"{name}={value}" for name, value in zip(names[:keys], row[:keys], strict=True))
+        figures = ", ".join(f"{name} {figure}" for name, figure in zip(names[keys:], row[keys:], strict=True))
+        lines += [*textwrap.wrap(values, WIDTH, break_on_hyphens=False), f"    {figures}"]
+    return lines
