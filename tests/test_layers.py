@@ -17,7 +17,7 @@ LAYERS = (
     {"api"},
     {"steps"},
     {"accelerator", "attention", "bench", "calibration", "export", "inspection", "lowrank", "plots", "training"},
-    {"masks"},
+    {"evaluation", "masks"},
     {"model"},
     {"artifacts", "data"},
     {"distributed", "errors", "machine", "place", "reporting", "runtime", "settings", "signals", "version"},

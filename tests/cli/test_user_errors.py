@@ -14,7 +14,7 @@ import pytest
 import torch
 from command_line import Cli, the_error
 
-import vitcod_cli.training.evaluate
+import vitcod_cli.evaluation.accuracy
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.load import save_model
@@ -130,7 +130,7 @@ def test_ctrl_c(cli: Cli, tiny_checkpoint: Path, image_folder: Path, monkeypatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vitcod_cli.training.evaluate, "evaluate", interrupted)
+    monkeypatch.setattr(vitcod_cli.evaluation.accuracy, "evaluate", interrupted)
     outcome = cli("eval", "--checkpoint", tiny_checkpoint, "--data-path", image_folder)
     assert outcome.code == 130
     assert outcome.err.endswith("Interrupted.\n")
@@ -143,7 +143,7 @@ def test_a_defect_keeps_its_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(vitcod_cli.training.evaluate, "evaluate", broken)
+    monkeypatch.setattr(vitcod_cli.evaluation.accuracy, "evaluate", broken)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         cli("eval", "--checkpoint", tiny_checkpoint, "--data-path", image_folder)
 

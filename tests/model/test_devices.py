@@ -29,6 +29,7 @@ from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess, _figures
 from vitcod_cli.data.renormalise import Renormalise
+from vitcod_cli.evaluation.accuracy import _count
 from vitcod_cli.lowrank.moments import MomentKernel
 from vitcod_cli.model.layers import (
     attention_shape,
@@ -40,7 +41,6 @@ from vitcod_cli.model.layers import (
     using,
 )
 from vitcod_cli.runtime import Runtime, RuntimeSettings
-from vitcod_cli.training.evaluate import _count
 from vitcod_cli.training.losses import Criterion, make_mixup
 from vitcod_cli.training.network import TrainingModel
 from vitcod_cli.training.recipe import LowRankRecipe

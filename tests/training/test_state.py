@@ -18,9 +18,9 @@ from tiny import tiny_config
 from vitcod_cli.artifacts.describe import RUN_STATE
 from vitcod_cli.artifacts.safetensors_file import write_safetensors
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.accuracy import Evaluation
 from vitcod_cli.model.build import build_model
 from vitcod_cli.reporting import SilentReporter
-from vitcod_cli.training.evaluate import Evaluation
 from vitcod_cli.training.optimizer_layout import optimizer_layout, tensors_of_shape
 from vitcod_cli.training.position import Best, Position
 from vitcod_cli.training.recipe import DenseRecipe, Recipe

@@ -5,14 +5,14 @@ from __future__ import annotations
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.waiting import Waiting
+from vitcod_cli.evaluation import accuracy as measuring
+from vitcod_cli.evaluation.accuracy import Evaluation
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import EvalOptions
-from vitcod_cli.training import evaluate as measuring
-from vitcod_cli.training.evaluate import Evaluation
 
 
 def evaluate(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluation:

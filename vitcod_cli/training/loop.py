@@ -17,12 +17,12 @@ from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
+from vitcod_cli.evaluation.accuracy import Evaluation, evaluate
 from vitcod_cli.model.layers import recording_reconstruction
 from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest, exit_code
-from vitcod_cli.training.evaluate import Evaluation, evaluate
 from vitcod_cli.training.loggers import Loggers, open_loggers
 from vitcod_cli.training.position import Best, Position
 from vitcod_cli.training.recipe import Recipe

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from vitcod_cli.training.evaluate import Evaluation
+from vitcod_cli.evaluation.accuracy import Evaluation
 
 _MOST = 2**53
 """No count is larger: JSON's numbers are exact up to here."""

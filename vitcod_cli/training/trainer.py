@@ -27,10 +27,10 @@ from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.accuracy import Evaluation
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
-from vitcod_cli.training.evaluate import Evaluation
 from vitcod_cli.training.loop import Loop
 from vitcod_cli.training.losses import Criterion, make_mixup
 from vitcod_cli.training.network import TrainingModel, over_processes

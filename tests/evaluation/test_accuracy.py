@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.accuracy import Evaluation, evaluate
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import RuntimeSettings, start
-from vitcod_cli.training.evaluate import Evaluation, evaluate
 
 
 class Lookup(nn.Module):

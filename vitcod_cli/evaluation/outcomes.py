@@ -1,0 +1,158 @@
+"""Several models on the same images, image by image: what a paired comparison needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitcod_cli import distributed
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What one model made of each image; those of several models are in the same order.
+
+    Attributes:
+        hit1, hit5: bool [images], whether the label is the first, or among the first five (or all, with fewer
+            classes) choices.
+        loss: float64 [images], cross-entropy in nats.
+        agrees: bool [images], whether the first choice is that of the reference.
+        divergence: float64 [images], Kullback-Leibler divergence from the reference's probabilities, in nats.
+    """
+
+    hit1: NDArray[np.bool_]
+    hit5: NDArray[np.bool_]
+    loss: NDArray[np.float64]
+    agrees: NDArray[np.bool_]
+    divergence: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.hit1)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Accuracy and mean loss."""
+        hits1, hits5 = 100 * float(self.hit1.mean()), 100 * float(self.hit5.mean())
+        return Evaluation(hits1, hits5, float(self.loss.mean()), len(self))
+
+    @property
+    def agreement(self) -> float:
+        """Percent of images whose first choice is the reference's."""
+        return 100 * float(self.agrees.mean())
+
+    @property
+    def kl(self) -> float:
+        """Mean divergence from the reference, in nats."""
+        return float(self.divergence.mean())
+
+
+class LabelledBy:
+    """Batches of a loader with the first choice of a model in the place of their labels.
+
+    Agreement with that model is what can be measured on images without labels.
+
+    Attributes:
+        num_images: as the loader has it.
+    """
+
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]], model: nn.Module, runtime: Runtime) -> None:
+        self._loader, self._model, self._runtime = loader, model, runtime
+        self.num_images = getattr(loader, "num_images", None)
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # EvalLoader has one
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch, _ in self._loader:
+            images = self._runtime.to_device(batch)
+            with torch.no_grad(), self._runtime.autocast():
+                logits = self._model(images)
+            yield images, _choices(logits)[:, 0]
+
+
+@torch.no_grad()
+def compare(
+    models: Sequence[nn.Module],
+    loader: Iterable[tuple[Tensor, Tensor]],
+    runtime: Runtime,
+    reporter: Reporter,
+    *,
+    labelled: bool = True,
+    description: str = "compare",
+) -> list[Outcomes]:
+    """Run every model over the images, which are read once. The first model is the reference.
+
+    Args:
+        models: with the same classes, in eval mode, on the runtime's device; images as all of them expect.
+        loader: (images [B, C, H, W] normalised, targets int64 [B]) of this process.
+        labelled: whether the targets mean anything; without, the reference's first choice is the label.
+
+    Returns:
+        The outcomes of each model on the images of all processes, the same in each process.
+
+    Raises:
+        VitcodError: if no process has an image that can be read.
+    """
+    found: list[list[_Part]] = [[] for _ in models]
+    with reporter.progress(description, total=getattr(loader, "num_images", None), unit="images") as progress:
+        for batch, targets in loader:
+            images = runtime.to_device(batch)
+            with runtime.autocast():
+                logits = [model(images).float() for model in models]
+            labels = targets.to(runtime.device) if labelled else _choices(logits[0])[:, 0]
+            for parts, own in zip(found, logits, strict=True):
+                parts.append(_outcomes(own, labels, logits[0]))
+            progress.advance(len(targets))
+    gathered = distributed.gather_objects(found)
+    outcomes = [_joined([part for process in gathered for part in process[index]]) for index in range(len(models))]
+    if not len(outcomes[0]):
+        raise VitcodError("There is no image to evaluate on that can be read; check --data-path and the split.")
+    return outcomes
+
+
+_Part = tuple[NDArray[np.generic], ...]
+
+
+def _outcomes(logits: Tensor, labels: Tensor, reference: Tensor) -> _Part:
+    """The fields of :class:`Outcomes` for a batch; logits float32 [B, classes], labels int64 [B]."""
+    top = _choices(logits)
+    hits = top == labels[:, None]
+    own, others = (part.double().log_softmax(dim=1) for part in (logits, reference))
+    divergence = F.kl_div(own, others, reduction="none", log_target=True)
+    parts = (
+        hits[:, 0],
+        hits.any(dim=1),
+        F.cross_entropy(logits, labels, reduction="none").double(),
+        top[:, 0] == _choices(reference)[:, 0],
+        divergence.sum(dim=1),
+    )
+    return tuple(part.cpu().numpy() for part in parts)
+
+
+def _choices(logits: Tensor) -> Tensor:
+    """The first five (or all) choices, best first: int64 [B, 5]."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
+def _joined(parts: Sequence[_Part]) -> Outcomes:
+    def column(place: int, kind: type[np.generic]) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, kind), *(part[place] for part in parts)]).astype(kind)
+
+    return Outcomes(
+        hit1=column(0, np.bool_),
+        hit5=column(1, np.bool_),
+        loss=column(2, np.float64),
+        agrees=column(3, np.bool_),
+        divergence=column(4, np.float64),
+    )
