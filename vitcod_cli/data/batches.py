@@ -29,6 +29,7 @@ class Indexed(Protocol):
 
     in_memory: bool
     num_classes: int
+    labelled: bool
     bad_images: BadImages
 
     def __len__(self) -> int: ...

@@ -6,11 +6,13 @@ from typing import Literal
 
 from vitcod_cli.data.bad_images import warn
 from vitcod_cli.data.digits import DigitImages
-from vitcod_cli.data.folder import open_folder
+from vitcod_cli.data.folder import open_folder, open_pictures
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.inaturalist import open_inaturalist
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.sources import PREFIXES, open_source
+from vitcod_cli.data.streams import StreamImages
+from vitcod_cli.data.unlabelled import KIND
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
@@ -41,6 +43,14 @@ def open_dataset(
             classes than the model.
     """
     dataset = _open(settings, split, num_classes, train, reporter)
+    if split == "val" and settings.val_images is not None:
+        if isinstance(dataset, StreamImages):
+            raise VitcodError(
+                "--val-images means nothing to a stream, which is read from its start; leave it out."
+            )
+        dataset = dataset.evenly_spaced(settings.val_images)
+    if not dataset.labelled:
+        return dataset
     if num_classes and dataset.num_classes > num_classes:
         raise VitcodError(
             f"The {split} images have {dataset.num_classes} classes but the model has {num_classes} outputs; "
@@ -70,11 +80,14 @@ def _open(
         return open_source(full, settings, split, num_classes)
     if settings.class_map is not None:
         raise VitcodError(f"--class-map has no meaning for --dataset {settings.dataset}; leave it out.")
+    if name == KIND:
+        return open_pictures(settings, split, reporter)
     if name == "digits":
         return DigitImages(split, settings.max_bad_images)
     if name in _INATURALIST_YEARS:
         return open_inaturalist(settings, split, _INATURALIST_YEARS[name])
     raise VitcodError(
-        f"--dataset {settings.dataset} is not known: leave it out for the ImageNet layout, or use digits, "
-        f"CIFAR10, CIFAR100, INAT, INAT19, or a timm name beginning with {', '.join(p + '/' for p in PREFIXES)}."
+        f"--dataset {settings.dataset} is not known: leave it out for the ImageNet layout, or use images, "
+        "digits, CIFAR10, CIFAR100, INAT, INAT19, or a timm name beginning with "
+        f"{', '.join(p + '/' for p in PREFIXES)}."
     )

@@ -12,11 +12,13 @@ from vitcod_cli.data.images import FileImages, ImageData
 from vitcod_cli.data.labels import are_imagenet, label_map, mapped_labels
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.tar import open_tar
+from vitcod_cli.data.unlabelled import open_split
 from vitcod_cli.data.walk import Walk, folders_in, natural_order, walk
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 _SYNONYMS = {"train": ("train", "training"), "val": ("validation", "val", "valid", "eval", "evaluation")}
 
@@ -70,16 +72,49 @@ def open_folder(
     return data
 
 
-def _split_folder(root: Path, settings: DataSettings, split: Split) -> Path:
-    if not os.path.isdir(root):
-        state = "is not a folder" if os.path.lexists(root) else "does not exist"
-        raise VitcodError(f"--data-path {root} {state}; give the folder that holds train/ and val/.")
+def open_pictures(settings: DataSettings, split: Split, reporter: Reporter | None) -> ImageData:
+    """One split of ``--dataset images``: images in any folders, without labels.
+
+    Raises:
+        VitcodError: if the folder isn't there or holds no images.
+    """
+    if settings.data_path is None:
+        raise VitcodError("--data-path is missing: give the folder that holds the images.")
+    root = Path(settings.data_path)
+    _check_root(root, "images")
+    return open_split(settings, split, {part: find_split(root, settings, part) for part in SPLITS}, reporter)
+
+
+def has_splits(settings: DataSettings) -> bool:
+    """Whether there is a folder of a split below ``--data-path``."""
+    root = Path(settings.data_path or "")
+    return any(find_split(root, settings, split) is not None for split in SPLITS)
+
+
+def find_split(root: Path, settings: DataSettings, split: Split) -> Path | None:
+    """The folder of a split, by its name or a synonym; None where there is none."""
+    return next((root / name for name in _names_of(settings, split) if os.path.isdir(root / name)), None)
+
+
+def _names_of(settings: DataSettings, split: Split) -> tuple[str, ...]:
     wanted = settings.train_split if split == "train" else settings.val_split
     synonyms = _SYNONYMS[split]
-    tried = (wanted, *(name for name in synonyms if name != wanted)) if wanted in synonyms else (wanted,)
-    for name in tried:
-        if os.path.isdir(root / name):
-            return root / name
+    return (wanted, *(name for name in synonyms if name != wanted)) if wanted in synonyms else (wanted,)
+
+
+def _check_root(root: Path, holds: str) -> None:
+    if not os.path.isdir(root):
+        state = "is not a folder" if os.path.lexists(root) else "does not exist"
+        raise VitcodError(f"--data-path {root} {state}; give the folder that holds {holds}.")
+
+
+def _split_folder(root: Path, settings: DataSettings, split: Split) -> Path:
+    _check_root(root, "train/ and val/")
+    found = find_split(root, settings, split)
+    if found is not None:
+        return found
+    tried = _names_of(settings, split)
+    wanted = tried[0]
     subject = f"--data-path {root} has no folder {' or '.join(tried[:2])}/"
     if root.name in (*_SYNONYMS["train"], *_SYNONYMS["val"], settings.train_split, settings.val_split):
         raise VitcodError(f"{subject}; it seems to be a split itself: give the folder above it, {root.parent}.")

@@ -21,11 +21,13 @@ class ImageData(Dataset[tuple[Any, int]]):
     Attributes:
         num_classes: labels are below this number.
         transform: applied by ``[]``, as in timm's and torchvision's data sets; the loaders bring their own.
+        labelled: whether the labels mean anything.
         in_memory: reading is so cheap that worker processes would cost more than they bring.
         class_names: of class folders, in the order of their ranks; None where there are no such folders.
         bad_images: the unreadable images that the loaders of this process have met.
     """
 
+    labelled = True
     in_memory = False
     class_names: list[str] | None = None
 
@@ -72,6 +74,7 @@ class Subset(ImageData):
     def __init__(self, data: ImageData, count: int) -> None:
         super().__init__(data.num_classes)
         self.data = data
+        self.labelled = data.labelled
         self.in_memory = data.in_memory
         self.bad_images = data.bad_images
         self._indices = np.arange(count) * len(data) // count

@@ -94,6 +94,7 @@ class Labelled(Protocol):
     """What :func:`deliver` needs of a data set."""
 
     num_classes: int
+    labelled: bool
 
     def describe(self, index: int) -> str:
         """A name for messages."""
@@ -121,7 +122,7 @@ def deliver(batch: Batch, data: Labelled, reading: Reading) -> tuple[Tensor, Ten
     if reading.raw:
         return images, targets, indices
     wrong = torch.nonzero((targets < 0) | (targets >= data.num_classes)).flatten().tolist()
-    if wrong:
+    if wrong and data.labelled:
         label = int(targets[wrong[0]])
         what = "no label" if label == -1 else f"the label {label}"
         raise VitcodError(

@@ -20,8 +20,9 @@ class DataSettings(Settings, panel="Data"):
     )
     dataset: str = setting(
         "",
-        "Kind of data set: left out, the ImageNet layout; digits (comes with vitcod); CIFAR10, CIFAR100, INAT, "
-        "INAT19 as in DeiT; or any timm name, such as torch/cifar10, hfds/NAME, wds/NAME.",
+        "Kind of data set: left out, the ImageNet layout; images (any folder of images, without labels); digits "
+        "(comes with vitcod); CIFAR10, CIFAR100, INAT, INAT19 as in DeiT; or any timm name, such as "
+        "torch/cifar10, hfds/NAME, wds/NAME.",
         metavar="NAME",
         show_default="ImageNet layout",
         aliases=("--data-set",),
@@ -31,6 +32,13 @@ class DataSettings(Settings, panel="Data"):
         "validation",
         "Name of the validation split (a folder may also be called val).",
         metavar="NAME",
+    )
+    val_images: int | None = setting(
+        None,
+        "Validation images to evaluate on, spread evenly over the split (of a stream, the first ones).",
+        metavar="N",
+        minimum=1,
+        show_default="all",
     )
     class_map: str | None = setting(
         None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitcod_cli.calibration.saved import forget_calibration
 from vitcod_cli.data.datasets import open_dataset
+from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.splits import Images
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -27,7 +28,7 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
         train = open_dataset(options.data, "train", num_classes=options.model.num_classes, reporter=reporter)
         train.check_countable("--train-split")
         model = load_model(
-            options.model.changed(num_classes=options.model.num_classes or train.num_classes),
+            options.model.changed(num_classes=options.model.num_classes or _classes_of(train)),
             options.init_from,
             flag="--init-from",
             drop_path=options.recipe.drop_path,
@@ -40,3 +41,8 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
         with open_run("finetune-dense", model, options, {"init_from": options.init_from}, reporter) as run:
             forget_calibration(run, reporter)
             return training.run(run)
+
+
+def _classes_of(train: ImageData) -> int | None:
+    """How many classes the data set gives the model: None where it doesn't know."""
+    return train.num_classes if train.labelled else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.waiting import Waiting
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation import accuracy as measuring
 from vitcod_cli.evaluation.accuracy import Evaluation
 from vitcod_cli.model.layers import prepare_inference
@@ -27,6 +28,8 @@ def evaluate(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluation:
         )
         prepare_inference(runtime.prepare(model), runtime.dtype)
         images = open_dataset(options.data, options.split, num_classes=model.num_classes, reporter=reporter)
+        if not images.labelled:
+            raise VitcodError("--dataset images has no labels to evaluate by; give labelled images.")
         loader = Waiting(
             eval_loader(
                 images,

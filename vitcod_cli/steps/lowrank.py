@@ -53,10 +53,13 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
         )
         images = open_images(model, options.data, reporter)
         dense = dense_copy(model) if _is_dense(model, options) else None
+        judge = None if images.val.labelled else dense_copy(model)
         if dense is not None:
             add_auto_encoders(model, options.lowrank)
         teacher = load_teacher(options.recipe, model, reporter)
-        training = prepare(model, images, options, teacher=teacher, runtime=runtime, reporter=reporter)
+        training = prepare(
+            model, images, options, teacher=teacher, judge=judge, runtime=runtime, reporter=reporter
+        )
         sources = {"init_from": options.init_from}
         with open_run("finetune-lowrank", model, options, sources, reporter) as run:
             if dense is not None and _needs_images(options) and not run.resumes:

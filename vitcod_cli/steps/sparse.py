@@ -54,7 +54,10 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
         reference = None
         if options.calibration.enabled and options.recipe.distill_from is not None:
             reference = checked_teacher(model, teacher, "--distill-from")
-        training = prepare(model, images, options, teacher=teacher, runtime=runtime, reporter=reporter)
+        judge = None if images.val.labelled or teacher is not None else dense_copy(model)
+        training = prepare(
+            model, images, options, teacher=teacher, judge=judge, runtime=runtime, reporter=reporter
+        )
         sources = {"init_from": options.init_from, "mask": options.mask}
         with open_run("finetune-sparse", model, options, sources, reporter) as run:
             if options.calibration.enabled and not run.resumes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.run_directory import RunDirectory
-from vitcod_cli.data.loaders import EvalLoader, TrainLoader
+from vitcod_cli.data.loaders import TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.evaluation.accuracy import Evaluation, evaluate
@@ -50,7 +50,7 @@ class Loop:
     provenance: Mapping[str, Any]
     stop: StopRequest
     train: TrainLoader
-    val: EvalLoader
+    val: Iterable[tuple[Tensor, Tensor]]
     describe: Callable[[int], str]
     stepper: Stepper
     schedule: EpochSchedule

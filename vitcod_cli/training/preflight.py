@@ -68,6 +68,11 @@ def check_parts(
     teacher: nn.Module | None,
 ) -> None:
     """Raise a VitcodError where settings, images and models don't go together."""
+    if not images.train.labelled and recipe.epochs and recipe.uses_labels:
+        raise VitcodError(
+            "--dataset images has no labels to train on; learn from a model (--distill-from CHECKPOINT, or "
+            "--teacher with --no-labels), or end before training with --epochs 0."
+        )
     if augmentation.mixes and recipe.batch_size % 2:
         raise VitcodError(
             f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "

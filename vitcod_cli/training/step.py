@@ -84,7 +84,8 @@ class Stepper:
     def _forward(self, images: Tensor, targets: Tensor) -> Losses:
         images = self.runtime.to_device(images)
         if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
+            # Images without labels have -1, which can't be mixed; their loss asks for none.
+            images, targets = self.mixup(images, targets if self.recipe.uses_labels else targets.clamp(min=0))
         with self.runtime.autocast():
             teacher_logits = self.criterion.teacher_logits(images)
             outputs, recon = self.network(images)

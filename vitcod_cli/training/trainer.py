@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from timm.data.mixup import Mixup
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.files import first_line
@@ -28,6 +28,7 @@ from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.outcomes import LabelledBy
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -80,6 +81,7 @@ def prepare(
     runtime: Runtime,
     reporter: Reporter,
     teacher: nn.Module | None = None,
+    judge: nn.Module | None = None,
 ) -> Training:
     """A training of ``model``, once all that can be checked is: nothing is computed or written yet.
 
@@ -88,6 +90,8 @@ def prepare(
             weights may still be changed before the training begins.
         teacher: for ``--distill`` and distillation without labels. It gets the images as its own
             ``pretrained_cfg`` normalises them.
+        judge: where the validation images have no labels, the model whose first choice is taken for their label
+            unless there is a teacher; it takes images as ``model`` does.
 
     Raises:
         VitcodError: if settings, images, models and this machine don't go together.
@@ -116,6 +120,7 @@ def prepare(
             f"--accumulate-steps {recipe.accumulate_steps} is more than the {len(train)} batches of an epoch; "
             "lower it."
         )
+    val = eval_loader(images.val, images.preprocess, batch_size=recipe.eval_batch, **loading)
     return Training(
         model=model,
         images=images,
@@ -123,7 +128,7 @@ def prepare(
         runtime=runtime,
         reporter=reporter,
         train=train,
-        val=eval_loader(images.val, images.preprocess, batch_size=recipe.eval_batch, **loading),
+        val=val if images.val.labelled else _labelled(val, teacher or judge, runtime, reporter),
         criterion=Criterion(recipe, augmentation, teacher),
         mixup=make_mixup(augmentation, model.num_classes),
         layout=layout,
@@ -140,7 +145,7 @@ class Training:
     runtime: Runtime
     reporter: Reporter
     train: TrainLoader
-    val: EvalLoader
+    val: Iterable[tuple[Tensor, Tensor]]
     criterion: Criterion
     mixup: Mixup | None
     layout: Layout
@@ -217,6 +222,20 @@ class Training:
             launches=run.launches,
             check=run.check,
         )
+
+
+def _labelled(val: EvalLoader, judge: nn.Module | None, runtime: Runtime, reporter: Reporter) -> LabelledBy:
+    """The validation batches, whose images have no labels, labelled by ``judge``."""
+    if judge is None:
+        raise VitcodError(
+            "--dataset images has no labels to evaluate by, and there is no other model to agree with; give "
+            "--distill-from CHECKPOINT, or labelled images."
+        )
+    reporter.info(
+        "The validation images have no labels: Acc@1 is agreement with the teacher, or else with the model as it "
+        "was: the share of images for which both choose the same class. The loss is against that choice, too."
+    )
+    return LabelledBy(val, runtime.prepare(judge).eval(), runtime)
 
 
 @contextmanager
