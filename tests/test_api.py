@@ -160,16 +160,16 @@ def test_a_model_is_not_compressed_twice(checkpoint: Path) -> None:
 def test_crops_are_read_only_for_the_calibration_that_looks_at_them(
     dense: torch.nn.Module, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitcod_cli.steps import compress
+    from vitcod_cli.pipeline import in_memory
 
     asked: list[int] = []
-    read = compress.read_crops
+    read = in_memory.read_crops
 
     def counted(source, preprocess, count, crops, **others):  # type: ignore[no-untyped-def]
         asked.append(crops)
         return read(source, preprocess, count, crops, **others)
 
-    monkeypatch.setattr(compress, "read_crops", counted)
+    monkeypatch.setattr(in_memory, "read_crops", counted)
     off = vitcod_cli.CalibrationSettings(calibrate_steps=0)
     on = vitcod_cli.CalibrationSettings(**QUICK)
     for calibration, sparsity in ((on, None), (off, 0.5), (on, 0.5)):

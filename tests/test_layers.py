@@ -15,6 +15,7 @@ LAYERS = (
     {"__init__", "__main__"},
     {"cli", "commands"},
     {"api"},
+    {"pipeline"},
     {"steps"},
     {"accelerator", "attention", "bench", "calibration", "export", "inspection", "lowrank", "plots", "training"},
     {"evaluation", "masks"},

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     from vitcod_cli.masks.order_settings import PolarizeOptions
     from vitcod_cli.masks.settings import MaskOptions, MaskSettings
     from vitcod_cli.model.settings import ModelSettings
+    from vitcod_cli.pipeline.compress import compress_run
+    from vitcod_cli.pipeline.in_memory import compress
+    from vitcod_cli.pipeline.options import CompressOptions, SweepOptions
+    from vitcod_cli.pipeline.sweep import sweep
     from vitcod_cli.runtime import RuntimeSettings
     from vitcod_cli.steps.attention_map import dump_attention
-    from vitcod_cli.steps.compress import compress
     from vitcod_cli.steps.dense import finetune_dense
     from vitcod_cli.steps.evaluation import evaluate
     from vitcod_cli.steps.lowrank import finetune_lowrank
@@ -71,7 +74,10 @@ _MODULES = {
     "model.settings": ("ModelSettings",),
     "runtime": ("RuntimeSettings",),
     "steps.attention_map": ("dump_attention",),
-    "steps.compress": ("compress",),
+    "pipeline.compress": ("compress_run",),
+    "pipeline.in_memory": ("compress",),
+    "pipeline.options": ("CompressOptions", "SweepOptions"),
+    "pipeline.sweep": ("sweep",),
     "steps.dense": ("finetune_dense",),
     "steps.evaluation": ("evaluate",),
     "steps.lowrank": ("finetune_lowrank",),
@@ -87,6 +93,7 @@ __all__ = [
     "AttentionMapOptions",
     "AugmentationSettings",
     "CalibrationSettings",
+    "CompressOptions",
     "DataSettings",
     "DenseOptions",
     "DenseRecipe",
@@ -104,9 +111,11 @@ __all__ = [
     "SimulateOptions",
     "SparseOptions",
     "SparseRecipe",
+    "SweepOptions",
     "VitcodError",
     "__version__",
     "compress",
+    "compress_run",
     "dump_attention",
     "evaluate",
     "finetune_dense",
@@ -117,6 +126,7 @@ __all__ = [
     "polarize",
     "save",
     "simulate",
+    "sweep",
 ]
 
 

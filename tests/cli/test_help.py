@@ -70,7 +70,7 @@ def test_version(cli: Cli) -> None:
 def test_no_arguments_show_the_help(cli: Cli) -> None:
     outcome = cli()
     assert outcome.code == 2
-    assert "finetune-sparse" in outcome.out + outcome.err
+    assert outcome.err == cli("--help").out
 
 
 def test_mistyped_command_and_option(cli: Cli) -> None:

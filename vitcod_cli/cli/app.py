@@ -31,6 +31,8 @@ class Entry(NamedTuple):
 
 # A command's module is imported when the command is called for: the others cost nothing.
 COMMANDS = {
+    "compress": Entry("compress.compress", "All steps in one, from weights to a sparse model."),
+    "sweep": Entry("sweep.sweep", "Accuracy over sparsity, in a table and a plot."),
     "finetune-dense": Entry("finetune_dense.finetune_dense", "Train or fine-tune the plain model."),
     "finetune-lowrank": Entry(
         "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder."

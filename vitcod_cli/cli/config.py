@@ -52,7 +52,8 @@ def type_hints(context: typer.Context) -> dict[str, Any]:
     """The type of each option of the context's command, by parameter name."""
     assert context.command.callback is not None
     parameters = inspect.signature(context.command.callback).parameters
-    return {name: item.annotation for name, item in parameters.items() if name != "context"}
+    hints = {name: item.annotation for name, item in parameters.items() if name != "context"}
+    return hints | {option.name: option.type for option in context.obj}  # Typer is told less of lists of choices
 
 
 ConfigOption = Annotated[

@@ -124,6 +124,11 @@ def _run(arguments: list[str]) -> int:
 def _usage_error(error: Any) -> int:
     """Say what Typer says, but in lines that only we can break."""
     text = error.message
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help, which is our own text
+        if is_main():
+            for line in text.splitlines():
+                say(line)
+        return int(error.exit_code)
     error.message = visible(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...")
     if is_main():
         error.show(file=sys.stderr)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -90,10 +90,13 @@ def _parameter(option: Option) -> inspect.Parameter:
     default, show_default = option.default, info.show_default
     if info.hint is not None:  # Typer's own way of requiring an option ends in its words and exit code 2
         default, show_default, help, hint = None, False, f"{help} [required]", hint | None
+    metavar = info.metavar
+    if choices := _choices_of_list(hint):  # Typer has no lists of them; ours are checked when they are read
+        hint, metavar = list[str], metavar or f"[{'|'.join(choices)}]"
     declaration = typer.Option(
         flag,
         help=help,
-        metavar=info.metavar,
+        metavar=metavar,
         show_default=show_default,
         rich_help_panel=info.panel,
         hidden=info.hidden,
@@ -101,10 +104,20 @@ def _parameter(option: Option) -> inspect.Parameter:
     return _keyword(option.name, None if default is MISSING else default, Annotated[hint, declaration])
 
 
+def _choices_of_list(hint: Any) -> tuple[str, ...]:
+    """The choices of an option that takes several of them; none for other options."""
+    if get_origin(bare(hint)) is not list:
+        return ()
+    (item,) = get_args(bare(hint))
+    return get_args(item) if get_origin(item) is Literal else ()
+
+
 def _range_for_help(info: Setting) -> str:
     """The bounds that are worth a word: not those that only keep nonsense out."""
     if info.minimum is not None and info.maximum is not None and info.maximum < 1e6:
         return f"{info.minimum:g} to {info.maximum:g}"
+    if info.below is not None and info.above is not None:
+        return f"above {info.above:g} and below {info.below:g}"
     if info.below is not None:
         return f"{info.minimum:g} to below {info.below:g}"
     return ""

@@ -81,6 +81,37 @@ class LabelledBy:
             yield images, _choices(logits)[:, 0]
 
 
+class Remembered(nn.Module):
+    """A model that is asked the same batches again and again, in the same order, and computes them once.
+
+    Its logits are kept in main memory, unless they would take more than a gigabyte.
+    """
+
+    def __init__(self, model: nn.Module, most_bytes: int = 1 << 30) -> None:
+        super().__init__()
+        self.model, self._left = model, most_bytes
+        self._logits: list[Tensor] = []
+        self._next, self._whole = 0, False
+
+    def rewind(self) -> None:
+        """Go back to the first batch; those seen so far are all there are."""
+        self._whole = self._next > 0 and self._next == len(self._logits)
+        self._next = 0
+        if not self._whole:
+            self._logits = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of the batch that comes next."""
+        self._next += 1
+        if self._whole:
+            return self._logits[self._next - 1].to(images.device)
+        logits: Tensor = self.model(images)
+        self._left -= logits.numel() * logits.element_size()
+        if self._left >= 0:
+            self._logits.append(logits.cpu())
+        return logits
+
+
 @torch.no_grad()
 def compare(
     models: Sequence[nn.Module],

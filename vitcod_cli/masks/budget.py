@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.ranking import Keep, Part, for_each_part
 
@@ -18,11 +18,11 @@ def check_budget(necessary: Keep, wanted: int, sparsity: float) -> int:
     """How many entries may be kept beyond the ``necessary`` ones, of ``wanted`` in all.
 
     Raises:
-        VitcodError: if the necessary ones are too many.
+        SparsityError: if the necessary ones are too many.
     """
     more = wanted - int(np.count_nonzero(necessary))
     if more < 0:
-        raise VitcodError(
+        raise SparsityError(
             f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
             f"leaves {np.count_nonzero(~necessary) / necessary.size:.4f} at most."
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
+from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod, SparsityError
 from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest, map_parts
 from vitcod_cli.settings import setting
 
@@ -211,7 +211,7 @@ class _CutSearch:
     def _check_range(self, sparsity: float, *, fewest: int, most: int) -> None:
         least, largest = fewest / self._attention.size, most / self._attention.size
         if not least - 0.005 <= sparsity <= largest + 0.005:
-            raise VitcodError(
+            raise SparsityError(
                 f"--sparsity {sparsity:g} can't be reached by the info method on this map, only {least:.4f} to "
                 f"{largest:.4f} (a key of every row and all prefix tokens are kept); choose one in this range."
             )

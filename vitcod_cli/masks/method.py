@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.ranking import Keep
 from vitcod_cli.settings import Settings
 
 DEFAULT_SPARSITY = 0.9
+
+
+class SparsityError(VitcodError):
+    """A sparsity that a map can't give: what must be kept is more, or less, than it leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)

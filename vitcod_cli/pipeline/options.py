@@ -1,0 +1,108 @@
+"""The options of ``compress`` and ``sweep``. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vitcod_cli.artifacts.output_folder import OutputSettings
+from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.model.settings import ModelSettings, init_from_setting
+from vitcod_cli.runtime import RuntimeSettings
+from vitcod_cli.settings import ResultSettings, Settings, setting
+
+Method = Literal["info", "allocated"]
+
+DEFAULT_SPARSITY = 0.9
+
+_SPARSITY: dict[str, Any] = {"above": 0, "below": 1, "panel": "Mask"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions(Settings, panel="Model"):
+    """What ``compress`` and ``sweep`` have in common."""
+
+    init_from: str = init_from_setting("name the weights of the model to compress.")
+    map_images: int = setting(
+        512, "Training images that the attention map is the mean of.", minimum=1, metavar="N", panel="Mask"
+    )
+    importance_images: int = setting(
+        256,
+        "Training images on which the model's sensitivity to every entry is measured, for allocated masks.",
+        minimum=1,
+        metavar="N",
+        panel="Mask",
+    )
+    epochs: int = setting(
+        0,
+        "Epochs of fine-tuning under the mask after its calibration; the dense model teaches, without labels.",
+        minimum=0,
+        panel="Recipe",
+    )
+    lr: float = setting(
+        1e-5,
+        "Learning rate of these epochs for a global batch of 512; scaled to the real one.",
+        above=0,
+        panel="Recipe",
+    )
+    batch_size: int = setting(
+        64, "Images in a batch of each process, in these epochs and in evaluation.", minimum=1, panel="Recipe"
+    )
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    output: OutputSettings
+    result: ResultSettings = field(default_factory=ResultSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions(PipelineOptions, panel="Mask"):
+    """Options of ``vitcod compress``."""
+
+    sparsity: float | None = setting(
+        None, "Share of attention entries to prune.", show_default=f"{DEFAULT_SPARSITY:g}", **_SPARSITY
+    )
+    max_drop: float | None = setting(
+        None,
+        "Instead of --sparsity: prune as much as costs at most so many points of Acc@1, or, of images without "
+        "labels, of agreement with the dense model. Tries up to seven masks.",
+        minimum=0,
+        maximum=100,
+        metavar="POINTS",
+        show_default=False,
+    )
+    method: Method = setting(
+        "allocated",
+        "allocated: the entries to which the model's output is most sensitive; info: the paper's mask.",
+    )
+    lowrank: LowRankSettings = field(default_factory=LowRankSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity is not None and self.max_drop is not None:
+            raise VitcodError(
+                "--sparsity and --max-drop exclude each other: say how sparse the model shall be, or how much it "
+                "may lose."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(PipelineOptions, panel="Mask"):
+    """Options of ``vitcod sweep``."""
+
+    sparsities: list[float] = setting(
+        [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], "Shares of attention entries to prune.", metavar="SHARE", **_SPARSITY
+    )
+    methods: list[Method] = setting(["info", "allocated"], "Ways to choose the entries; see compress --method.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, values in (("--sparsities", self.sparsities), ("--methods", self.methods)):
+            if not values:
+                raise VitcodError(f"{flag} is empty; name at least one, or leave it out.")
+            if len(set(values)) < len(values):
+                raise VitcodError(f"{flag} names the same one twice; give each once.")

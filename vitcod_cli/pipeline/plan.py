@@ -1,0 +1,129 @@
+"""How long the stages will take here, from a second of measuring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.bench.workload import synthetic_images
+from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.data.images import ImageData
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.workers import default_workers
+from vitcod_cli.distributed import from_main, world_size
+from vitcod_cli.pipeline.options import PipelineOptions
+from vitcod_cli.pipeline.stages import lowrank_calibration
+from vitcod_cli.runtime import Runtime
+
+_BATCH = 8
+_READ = 4
+_IMPORTANCE = 15
+"""Passes over an image that its importance costs, about (docs/research.md)."""
+
+_PASSES_OF_TRAINING = 4
+"""Forward passes that a training step takes as long as, with the teacher's."""
+
+_MASKED = 1.3
+"""A step on a masked block in a calibration takes so many times one on a dense block, about."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, measured here: to read an image, for its forward pass, and for a calibration step on a block."""
+
+    read: float
+    forward: float
+    step: float
+
+
+def measure_costs(
+    model: VisionTransformer, images: ImageData, preprocess: Preprocess, options: PipelineOptions, runtime: Runtime
+) -> Costs:
+    """Costs on this machine; ``model`` is on the device, and stays as it is."""
+    model.eval()
+    batch = synthetic_images(model, _BATCH, runtime.device)
+    with torch.no_grad():
+        tokens = model._pos_embed(model.patch_embed(batch))
+        forward = _seconds(lambda: model(batch), runtime) / _BATCH
+    block = model.blocks[0]
+    size = max(1, options.calibration.calibrate_batch_size // world_size())
+    tokens = tokens[torch.arange(size) % _BATCH]
+    parameters = list(block.parameters())
+
+    def step() -> None:
+        with torch.enable_grad(), runtime.autocast():
+            torch.autograd.grad(block(tokens).float().square().mean(), parameters)
+
+    workers = default_workers() if options.data.workers is None else options.data.workers
+    return from_main(Costs(_reading(images, preprocess) / max(workers, 1), forward, _seconds(step, runtime)))
+
+
+def _seconds(work: Callable[[], object], runtime: Runtime) -> float:
+    """The best of three, after one to warm up."""
+    times = []
+    for _ in range(4):
+        runtime.synchronize()
+        start = time.perf_counter()
+        with runtime.autocast():
+            work()
+        runtime.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _reading(images: ImageData, preprocess: Preprocess) -> float:
+    transform, start, read = preprocess.eval_transform(), time.perf_counter(), 0
+    for index in range(min(_READ, len(images))):
+        try:
+            transform(images.load(index)[0].convert(preprocess.mode))
+            read += 1
+        except OSError:  # told by whoever needs it
+            continue
+    return (time.perf_counter() - start) / max(read, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Expected seconds of each stage, on all processes together."""
+
+    low_rank: float
+    attention_map: float
+    point: float
+
+    @classmethod
+    def of(
+        cls, costs: Costs, options: PipelineOptions, *, blocks: int, train: int, val: int, importance: bool
+    ) -> Plan:
+        """Of a model of so many blocks, on so many training and validation images."""
+        processes = world_size()
+        evaluation = val * (costs.read + costs.forward)
+
+        def calibration(settings: CalibrationSettings, factor: float) -> float:
+            count = min(settings.calibrate_images, train)
+            crops = settings.calibrate_crops if settings.enabled else 1
+            looks = count * crops * (costs.read + (4 * costs.forward if settings.enabled else 0))
+            return looks + processes * blocks * settings.calibrate_steps * factor * costs.step
+
+        lowrank = lowrank_calibration(options.calibration)
+        mapped = min(options.map_images, train)
+        sensitive = min(options.importance_images, train) if importance else 0
+        looks = (mapped + sensitive) * (costs.read + 1.5 * costs.forward)
+        training = options.epochs * train * (costs.read + _PASSES_OF_TRAINING * costs.forward)
+        return cls(
+            (calibration(lowrank, 1.0) + 2 * evaluation) / processes,
+            (looks + sensitive * _IMPORTANCE * costs.forward) / processes,
+            (calibration(options.calibration, _MASKED) + training + (2 + options.epochs) * evaluation) / processes,
+        )
+
+
+def in_words(seconds: float) -> str:
+    """``40 s``, ``4 min``, ``2.5 h``."""
+    if seconds < 55:
+        return f"{max(5 * round(seconds / 5), 5)} s"
+    if seconds < 55 * 60:
+        return f"{max(round(seconds / 60), 1)} min"
+    return f"{seconds / 3600:.1f} h"

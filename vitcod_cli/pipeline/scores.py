@@ -1,0 +1,132 @@
+"""What a model is worth beside the dense one: accuracy, agreement, arithmetic, size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.bench.counting import count
+from vitcod_cli.bench.timing import Spread, time_interleaved
+from vitcod_cli.bench.workload import forward_pass
+from vitcod_cli.data.images import ImageData
+from vitcod_cli.data.loaders import eval_loader
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.distributed import from_main
+from vitcod_cli.evaluation.outcomes import Outcomes, Remembered, compare
+from vitcod_cli.evaluation.paired import accuracy_interval, paired_difference
+from vitcod_cli.model.layers import prepare_inference
+from vitcod_cli.model.load import load_model
+from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.reporting import QUIET, Reporter
+from vitcod_cli.runtime import Runtime
+
+DENSE = "dense"
+
+_TIMED_BATCH, _TIMED_SECONDS = 8, 1.5
+
+
+class Scores:
+    """Scores models on the validation images, which the dense model sees once."""
+
+    def __init__(
+        self,
+        folder: Path,
+        dense: Path,
+        images: ImageData,
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        workers: int | None,
+        runtime: Runtime,
+        reporter: Reporter,
+    ) -> None:
+        self.folder, self.labelled = folder, images.labelled
+        self._runtime, self._reporter = runtime, reporter
+        self._dense_path = dense
+        self._dense: Remembered | None = None
+        self._loader = eval_loader(
+            images, preprocess, batch_size=batch_size, workers=workers, device=runtime.device, reporter=reporter
+        )
+
+    def dense(self) -> dict[str, Any]:
+        """The row of the dense model."""
+        return self.row(DENSE, self._dense_path, method=None, seconds=0.0)
+
+    def row(self, name: str, checkpoint: Path, *, method: str | None, seconds: float) -> dict[str, Any]:
+        """The row of a model, plain values.
+
+        Args:
+            seconds: that making it took.
+        """
+        if self._dense is None:
+            self._dense = Remembered(self._ready(self._dense_path))
+        model = None if name == DENSE else self._ready(checkpoint)
+        self._dense.rewind()
+        models = [self._dense] if model is None else [self._dense, model]
+        outcomes = compare(
+            models, self._loader, self._runtime, self._reporter, labelled=self.labelled, description=f"eval {name}"
+        )
+        return {
+            "name": name,
+            "checkpoint": os.path.relpath(checkpoint, self.folder),
+            "method": method,
+            "seconds": round(seconds, 1),
+            **_quality(outcomes[-1], None if model is None else outcomes[0]),
+            **_size(self._load(checkpoint), checkpoint),
+        }
+
+    def milliseconds(self, rows: list[dict[str, Any]]) -> list[Spread]:
+        """Time of an image for the model of each row, measured here by turns, in batches of eight."""
+        passes = []
+        with_models = [self._ready(self.folder / row["checkpoint"]) for row in rows]
+        from contextlib import ExitStack
+
+        with ExitStack() as stack, self._reporter.progress("time", None, unit="passes"):
+            works = [
+                stack.enter_context(forward_pass(model, _TIMED_BATCH, self._runtime)) for model in with_models
+            ]
+            passes = [work.run for work in works]
+            for run in passes:
+                run()
+            seconds = time_interleaved(
+                passes, repeats=6, seconds=_TIMED_SECONDS, synchronize=self._runtime.synchronize
+            )
+        return from_main([Spread.of([1000 * value / _TIMED_BATCH for value in times]) for times in seconds])
+
+    def _load(self, checkpoint: Path) -> VisionTransformer:
+        return load_model(ModelSettings(), str(checkpoint), flag="--output-dir", reporter=QUIET)
+
+    def _ready(self, checkpoint: Path) -> VisionTransformer:
+        model = self._runtime.prepare(self._load(checkpoint)).eval()
+        prepare_inference(model, self._runtime.dtype)
+        return self._runtime.compiled(model)
+
+
+def _quality(outcomes: Outcomes, dense: Outcomes | None) -> dict[str, Any]:
+    evaluation = outcomes.evaluation
+    low, high = accuracy_interval(evaluation.acc1, evaluation.images)
+    difference = None
+    if dense is not None:
+        difference = paired_difference(outcomes.hit1, dense.hit1, outcomes.loss, dense.loss).to_dict()
+    return {
+        **evaluation.to_dict(),
+        "acc1_low": low,
+        "acc1_high": high,
+        "agreement": outcomes.agreement,
+        "kl": outcomes.kl,
+        "difference": difference,
+    }
+
+
+def _size(model: VisionTransformer, checkpoint: Path) -> dict[str, Any]:
+    counts = count(model)
+    return {
+        "sparsity": counts.saved_attention_share,
+        "attention_macs": counts.kept_attention_macs,
+        "macs": counts.macs - counts.attention_macs + counts.kept_attention_macs,
+        "parameters": counts.parameters,
+        "bytes": checkpoint.stat().st_size,
+    }

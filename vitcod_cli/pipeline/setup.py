@@ -1,0 +1,164 @@
+"""What ``compress`` and ``sweep`` begin with: the dense model, the images, the folder and its record."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.models.vision_transformer import VisionTransformer
+
+from vitcod_cli.artifacts.files import free_folder, sha256_of
+from vitcod_cli.artifacts.output_folder import check_output, locked_folder
+from vitcod_cli.bench.environment import environment
+from vitcod_cli.data.folder import find_split
+from vitcod_cli.data.settings import DataSettings
+from vitcod_cli.data.splits import Images
+from vitcod_cli.distributed import on_main, restarted
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.build import model_config
+from vitcod_cli.model.layers import attention_shape, keep_mask
+from vitcod_cli.model.load import load_model, save_model
+from vitcod_cli.pipeline.options import PipelineOptions
+from vitcod_cli.pipeline.plan import Costs, measure_costs
+from vitcod_cli.pipeline.record import Record, Stage, identity_of
+from vitcod_cli.pipeline.scores import Scores
+from vitcod_cli.pipeline.stages import DENSE_FILE, Stages
+from vitcod_cli.reporting import Reporter
+from vitcod_cli.runtime import Runtime, start
+from vitcod_cli.steps.setup import check_calibration, open_images
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that the stages need.
+
+    Attributes:
+        dense: the file of the dense model, a checkpoint of ours.
+        costs: measured on this machine.
+        resumes: whether stages that are done are gone on from.
+    """
+
+    folder: Path
+    dense: Path
+    low_rank: bool
+    blocks: int
+    images: Images
+    record: Record
+    stages: Stages
+    scores: Scores
+    costs: Costs
+    resumes: bool
+
+
+@contextmanager
+def prepared(command: str, options: PipelineOptions, file: str, reporter: Reporter) -> Iterator[Setting]:
+    """Check all that can be checked, take the folder, and leave the dense model in it.
+
+    Args:
+        command: for the record.
+        file: name of the record.
+
+    Raises:
+        VitcodError: if options, weights, images and folder don't go together.
+    """
+    with start(options.runtime) as runtime:
+        check_output(options.output)
+        folder = on_main(lambda: free_folder(options.output.output_dir))
+        options = options.changed(data=_with_or_without_labels(options.data, reporter))
+        model = load_model(options.model, options.init_from, flag="--init-from", reporter=reporter)
+        if keep_mask(model) is not None:
+            raise VitcodError(
+                f"--init-from {options.init_from} has a mask already; give the model that it was made from."
+            )
+        images = open_images(model, options.data, reporter)
+        check_calibration(model, images, options.calibration, runtime)
+        with locked_folder(folder, reporter):
+            yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)
+
+
+def _set_up(
+    command: str,
+    options: PipelineOptions,
+    path: Path,
+    model: VisionTransformer,
+    images: Images,
+    *,
+    runtime: Runtime,
+    reporter: Reporter,
+) -> Setting:
+    folder = path.parent
+    resumes = options.output.resume or restarted()
+    shown = options.changed(output=options.output.changed(resume=False, overwrite=False))
+    about = {
+        "command": shlex.join(["vitcod", command, *shown.arguments()]),
+        "made_by": f"vitcod {command}",
+        "environment": environment(runtime),
+        "model_config": model_config(model).to_dict(),
+        "data": {
+            "path": options.data.data_path or options.data.dataset,
+            "labelled": images.val.labelled,
+            "train_images": len(images.train),
+            "images": len(images.val),
+        },
+    }
+    if options.output.resume and not path.exists():
+        reporter.info(f"There is no {path.name} in {folder}: starting from the beginning.")
+    record = Record.open(path, about, resumes=resumes)
+    dense = _write_dense(model, options, record)
+    scores = Scores(
+        folder,
+        dense,
+        images.val,
+        images.preprocess,
+        batch_size=options.batch_size,
+        workers=options.data.workers,
+        runtime=runtime,
+        reporter=reporter,
+    )
+    costs = measure_costs(runtime.prepare(model), images.train, images.preprocess, options, runtime)
+    return Setting(
+        folder=folder,
+        dense=dense,
+        low_rank=model_config(model).svd_type != "none",
+        blocks=attention_shape(model)[0],
+        images=images,
+        record=record,
+        stages=Stages(options, record, reporter, resumes=resumes),
+        scores=scores,
+        costs=costs,
+        resumes=resumes,
+    )
+
+
+def _write_dense(model: VisionTransformer, options: PipelineOptions, record: Record) -> Path:
+    """The model as it is before anything is done to it, as a checkpoint of ours, which names its architecture."""
+    path = record.path.parent / DENSE_FILE
+    source = options.init_from
+    identity = identity_of(options.model, {"init_from": source})
+    stage = Stage("dense", "", DENSE_FILE, identity)
+    if not record.finished(stage):
+        record.begin(stage)
+        info = {"made_by": record.about["made_by"], "source": os.path.basename(source)}
+        made_from = {"made_from": sha256_of(source)} if Path(source).is_file() else {}
+        on_main(lambda: save_model(path, model, {**info, **made_from}))
+        record.finish(stage, 0.0)
+    return path
+
+
+def _with_or_without_labels(data: DataSettings, reporter: Reporter) -> DataSettings:
+    """``data``; as images without labels, where a folder is given that isn't laid out in two splits."""
+    if data.dataset or data.data_path is None or not os.path.isdir(data.data_path):
+        return data
+    train, val = (find_split(Path(data.data_path), data, split) for split in ("train", "val"))
+    if val is not None:
+        return data
+    where = f"{train}" if train is not None else data.data_path
+    reporter.info(
+        f"{data.data_path} has no validation split: the images of {where} are taken without labels, and every "
+        "fifth is kept to judge by."
+    )
+    return data.changed(dataset="images")
