@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vitcod_cli.runtime import RuntimeSettings
     from vitcod_cli.steps.attention_map import dump_attention
     from vitcod_cli.steps.dense import finetune_dense
-    from vitcod_cli.steps.evaluation import evaluate
+    from vitcod_cli.steps.evaluation import evaluate, evaluate_models
     from vitcod_cli.steps.lowrank import finetune_lowrank
     from vitcod_cli.steps.mask import make_mask
     from vitcod_cli.steps.options import (
@@ -79,7 +79,7 @@ _MODULES = {
     "pipeline.options": ("CompressOptions", "SweepOptions"),
     "pipeline.sweep": ("sweep",),
     "steps.dense": ("finetune_dense",),
-    "steps.evaluation": ("evaluate",),
+    "steps.evaluation": ("evaluate", "evaluate_models"),
     "steps.lowrank": ("finetune_lowrank",),
     "steps.mask": ("make_mask",),
     "steps.polarize": ("polarize",),
@@ -118,6 +118,7 @@ __all__ = [
     "compress_run",
     "dump_attention",
     "evaluate",
+    "evaluate_models",
     "finetune_dense",
     "finetune_lowrank",
     "finetune_sparse",

@@ -238,5 +238,5 @@ def test_a_program_is_no_checkpoint(cli: Cli, tiny_checkpoint: Path, image_folde
     assert cli("export", "--checkpoint", tiny_checkpoint, "--output", "model.pt2").code == 0
     Path("model.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")  # how such a file begins
     for name in ("model.pt2", "model.onnx"):
-        error = the_error(cli("eval", "--checkpoint", name, "--data-path", image_folder))
+        error = the_error(cli("dump-attn", "--checkpoint", name, "--data-path", image_folder))
         assert "an exported program; give the checkpoint that it was made from" in error

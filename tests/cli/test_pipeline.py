@@ -93,7 +93,7 @@ def test_all_four_steps(pipeline: Pipeline) -> None:
     # One file, without naming model or mask.
     outcome = pipeline.eval("sparse/best.safetensors", "--json")
     result = json.loads(outcome.out)
-    assert set(result) == {"acc1", "acc5", "loss", "images"}
+    assert {"acc1", "acc5", "loss", "images"} <= set(result)
     assert result["images"] == 13
     with_mask = json.loads(pipeline.eval("sparse/best.safetensors", "--mask", mask, "--json").out)
     assert with_mask == result, "the mask is in the checkpoint already"
@@ -193,8 +193,12 @@ def test_published_mask_and_map(pipeline: Pipeline) -> None:
     """A published .npy says True = pruned, and goes wherever ours goes."""
     pipeline.dense()
     np.save("keep_all.npy", np.zeros((2, 3, 17, 17), dtype=bool))
-    plain = pipeline.eval("dense/last.safetensors", "--json").out
-    assert pipeline.eval("dense/last.safetensors", "--json", "--mask", "keep_all.npy").out == plain
+    plain = json.loads(pipeline.eval("dense/last.safetensors", "--json").out)
+    masked = json.loads(pipeline.eval("dense/last.safetensors", "--json", "--mask", "keep_all.npy").out)
+    assert [masked[name] for name in ("acc1", "acc5", "loss")] == [
+        plain[name] for name in ("acc1", "acc5", "loss")
+    ]
+    assert (plain["mask"], masked["mask"]) == (None, "keep_all.npy")
 
 
 def test_the_data_set_decides_the_classes_of_a_dense_model(pipeline: Pipeline) -> None:
@@ -225,4 +229,5 @@ def test_real_model_in_a_few_steps(cli: Cli, shared: Path) -> None:
     assert outcome.code == 0, outcome.err
     again = json.loads(cli("eval", "--checkpoint", "run/best.safetensors", *data, "--json").out)
     trained = json.loads(outcome.out)
-    assert again == pytest.approx({key: trained[key] for key in again}, rel=1e-5)
+    figures = ("acc1", "acc5", "loss", "images")
+    assert [again[name] for name in figures] == pytest.approx([trained[name] for name in figures], rel=1e-5)

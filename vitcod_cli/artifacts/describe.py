@@ -14,6 +14,7 @@ ATTENTION_MAP = "attention-map"
 MASK = "mask"
 RUN_STATE = "run-state"
 CALIBRATION = "calibration"
+PROGRAM = "program"
 
 _HINTS = {
     CHECKPOINT: "give it as --checkpoint or --init-from",
@@ -51,7 +52,7 @@ class Description(NamedTuple):
     Attributes:
         text: for people, with the option to give such a file by.
         container: how it is stored.
-        kind: ``checkpoint``, ``attention-map``, ``mask``, ``run-state``, ``calibration``, or None.
+        kind: ``checkpoint``, ``attention-map``, ``mask``, ``run-state``, ``calibration``, ``program``, or None.
         own: whether vitcod wrote it.
     """
 
@@ -76,7 +77,7 @@ def describe(path: str | os.PathLike[str]) -> Description | None:
             if start.startswith((_NPY, _ZIP)):
                 return (_describe_array if start.startswith(_NPY) else _describe_zip)(path)
             if start.startswith(b"\x08") and os.fspath(path).endswith(".onnx"):  # ONNX has no signature of its own
-                return Description(_PROGRAM, "onnx")
+                return Description(_PROGRAM, "onnx", PROGRAM)
             if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) <= _LARGEST_HEADER:
                 return _describe_safetensors(json.loads(file.read(size)))
     except Exception:  # a guess for a message must not fail, whatever the bytes are
@@ -119,7 +120,7 @@ def _describe_zip(path: str | os.PathLike[str]) -> Description:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("/archive_format") for name in names):
-        return Description(_PROGRAM, "zip")
+        return Description(_PROGRAM, "zip", PROGRAM)
     if any(name.endswith("data.pkl") for name in names):
         return _described("a PyTorch checkpoint", "torch", CHECKPOINT, own=False)
     if names and all(name.endswith(".npy") for name in names):

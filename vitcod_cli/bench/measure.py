@@ -16,10 +16,12 @@ from vitcod_cli.bench.memory import is_out_of_memory, peak_memory, release
 from vitcod_cli.bench.settings import BenchOptions
 from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import Work, for_inference, forward_pass, make_optimizer, training_step
+from vitcod_cli.evaluation.programs import Program
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
 Mode = Literal["forward", "training"]
+Subject = VisionTransformer | Program
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,8 @@ class Results:
     comparisons: list[Comparison] = field(default_factory=list)
 
 
-def measure(
-    models: dict[str, VisionTransformer], settings: BenchOptions, runtime: Runtime, reporter: Reporter
-) -> Results:
-    """Time ``models`` interleaved; the first is compared with each of the others.
+def measure(models: dict[str, Subject], settings: BenchOptions, runtime: Runtime, reporter: Reporter) -> Results:
+    """Time ``models`` interleaved; the first is compared with each of the others. Programs have no training step.
 
     Args:
         models: by the name that the results have; on the device. They may share weights. Forward passes
@@ -160,7 +160,7 @@ class _Case:
     runtime: Runtime
     optimizers: _Optimizers
 
-    def measure(self, models: dict[str, VisionTransformer]) -> list[Measurement]:
+    def measure(self, models: dict[str, Subject]) -> list[Measurement]:
         """Warm up and take the memory of one model after the other, then time them interleaved."""
         with ExitStack() as stack:
             works: dict[str, Work] = {}
@@ -177,8 +177,8 @@ class _Case:
             Measurement(self.mode, self.batch_size, name, times.get(name, []), peaks.get(name)) for name in models
         ]
 
-    def _work(self, model: VisionTransformer) -> AbstractContextManager[Work]:
-        if self.mode == "forward":
+    def _work(self, model: Subject) -> AbstractContextManager[Work]:
+        if self.mode == "forward" or isinstance(model, Program):
             return forward_pass(model, self.batch_size, self.runtime)
         return training_step(model, self.optimizers.of(model), self.batch_size, self.runtime)
 

@@ -31,7 +31,7 @@ class Report:
     Attributes:
         about: of each model by name: its config, the files it came from.
         environment: see :func:`~vitcod_cli.bench.environment.environment`.
-        counts: of the models by name.
+        counts: of the models by name; what an exported program computes isn't counted.
     """
 
     about: dict[str, dict[str, Any]]
@@ -42,13 +42,16 @@ class Report:
     @property
     def verdict(self) -> str | None:
         """What the mask is worth; None without one."""
+        if FIRST not in self.counts:
+            return None
         return mask_verdict(self.counts[FIRST], self.results, UNMASKED)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``--json``."""
         return {
             "models": {
-                name: {**about, "static": _static(self.counts[name])} for name, about in self.about.items()
+                name: {**about, "static": _static(self.counts[name]) if name in self.counts else None}
+                for name, about in self.about.items()
             },
             "environment": self.environment,
             "measurements": [one.to_dict() for one in self.results.measurements],
@@ -61,9 +64,11 @@ class Report:
         console = Console(markup=False, highlight=False, emoji=False, force_terminal=colors)
         with console.capture() as captured:
             console.print(self._heading())
-            console.print("\nCounted, for one image", style="bold")
-            console.print(self._counted())
-            if self.counts[FIRST].auto_encoder_parameters and not self.counts[FIRST].auto_encoder_macs:
+            if self.counts:
+                console.print("\nCounted, for one image", style="bold")
+                console.print(self._counted())
+            first = self.counts.get(FIRST)
+            if first is not None and first.auto_encoder_parameters and not first.auto_encoder_macs:
                 console.print(_FOLDED, style="dim")
             console.print("\nMeasured", style="bold")
             console.print(self._measured())
@@ -94,7 +99,7 @@ class Report:
         return heading
 
     def _counted(self) -> Table:
-        names = [name for name in self.about if name != UNMASKED]
+        names = [name for name in self.about if name != UNMASKED and name in self.counts]
         counts = [self.counts[name] for name in names]
         table = _table("", *(names if len(names) > 1 else [""]))
         table.add_row("parameters", *(f"{one.parameters:,}" for one in counts))
@@ -133,7 +138,8 @@ def _table(*columns: str) -> Table:
 
 def _in_words(about: dict[str, Any]) -> str:
     height, width = about["img_size"]
-    parts = [about["model"], f"{height}x{width} pixels", f"{about['tokens']} tokens", about["source"]]
+    tokens = [] if about["tokens"] is None else [f"{about['tokens']} tokens"]
+    parts = [about["model"], f"{height}x{width} pixels", *tokens, about["source"]]
     return ", ".join([*parts, f"mask {about['mask']}"] if about["mask"] else parts)
 
 

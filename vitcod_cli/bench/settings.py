@@ -49,6 +49,9 @@ class BenchOptions(Settings, panel="Measurement"):
         metavar="FILE|timm",
         show_default=False,
     )
+    trust_program: bool = setting(
+        False, "Run a .pt2 program, which can hold any code: of files that you made.", panel="Model"
+    )
     warmup: int = setting(2, "Passes before each measurement.", minimum=0, metavar="N")
     repeats: int = setting(6, "Measure at least N passes of each model.", minimum=1, metavar="N")
     seconds: float = setting(2.0, "Measure for at least this long for each model.", minimum=0, maximum=86400)

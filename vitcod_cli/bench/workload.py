@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vitcod_cli.evaluation.programs import Program
 from vitcod_cli.model.build import input_channels, model_config, plain_model
 from vitcod_cli.model.layers import (
     attentions,
@@ -45,7 +46,7 @@ class Work:
 
 
 @contextmanager
-def forward_pass(model: VisionTransformer, batch_size: int, runtime: Runtime) -> Iterator[Work]:
+def forward_pass(model: VisionTransformer | Program, batch_size: int, runtime: Runtime) -> Iterator[Work]:
     """Inference on one batch that is on the device already."""
     model.eval()
     images = runtime.to_device(synthetic_images(model, batch_size, runtime.device))
@@ -93,12 +94,16 @@ def training_step(
         forget()
 
 
-def for_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> VisionTransformer:
+def for_inference(
+    model: VisionTransformer | Program, dtype: torch.dtype = torch.float32
+) -> VisionTransformer | Program:
     """What ``eval`` runs: ``model`` itself, or a copy that is prepared and shares what weights it can.
 
     Args:
         dtype: what attention is computed in.
     """
+    if isinstance(model, Program):
+        return model
     if dtype == torch.float32 and all(
         layer.svd_type == "none" and layer.keep is None for layer in attentions(model)
     ):
@@ -113,8 +118,10 @@ def make_optimizer(model: nn.Module) -> Optimizer:
     return create_optimizer_v2(model, opt="adamw", lr=1e-5, weight_decay=1e-8, eps=1e-8, fused=True)
 
 
-def synthetic_images(model: VisionTransformer, batch_size: int, device: torch.device) -> Tensor:
+def synthetic_images(model: VisionTransformer | Program, batch_size: int, device: torch.device) -> Tensor:
     """Normal noise float32 [B, C, H, W] of the size that ``model`` takes: like normalised images."""
+    if isinstance(model, Program):
+        return torch.randn(batch_size, *model.preprocess.input_size, device=device)
     return torch.randn(batch_size, input_channels(model), *model.patch_embed.img_size, device=device)
 
 

@@ -34,10 +34,13 @@ def several_values(
     """``--model-kwargs a=1 b=2`` as one option each: ``--model-kwargs a=1 --model-kwargs b=2``.
 
     A further argument is a value of the option when it could be one: ``key=value`` for an option that
-    takes such, a number for one that takes numbers. So a file name behind it stays an argument.
+    takes such, a number for one that takes numbers. So a file name behind it stays an argument, unless the
+    command takes none.
     ``--resume auto``, as timm has it, becomes ``--resume``.
     """
+    options = list(options)
     by_flag = {option.info.flag.split("/")[0]: option for option in options if not option.info.positional}
+    no_arguments = len(by_flag) == len(options)
     result: list[str] = []
     rest = list(arguments)
     while rest:
@@ -55,7 +58,8 @@ def several_values(
             rest.pop(0)
         for _ in range(min(_arity(option) - len(equals), len(rest))):
             result.append(rest.pop(0))
-        while _is_list(option) and rest and _is_value(option, rest[0]):
+        words = no_arguments and str(option.info.metavar).endswith("...")
+        while _is_list(option) and rest and _is_value(option, rest[0], words=words):
             result += [name, rest.pop(0)]
     return result
 
@@ -98,8 +102,11 @@ def _arity(option: Option) -> int:
     return len(get_args(hint)) if get_origin(hint) is tuple else 1
 
 
-def _is_value(option: Option, argument: str) -> bool:
+def _is_value(option: Option, argument: str, *, words: bool) -> bool:
+    """``words``: whether it may be any word that doesn't look like an option."""
     item: Any = get_args(bare(option.type))[0]
+    if item is str and words:
+        return not argument.startswith("-")
     if item is str:
         key, equals, _ = argument.partition("=")
         return bool(equals) and key.isidentifier()

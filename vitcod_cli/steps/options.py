@@ -7,7 +7,7 @@ Imports neither torch nor timm, so that the help is instant. Those of step 3 sta
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
 from vitcod_cli.data.settings import DataSettings
@@ -15,7 +15,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, init_from_setting, mask_setting
 from vitcod_cli.runtime import RuntimeSettings
-from vitcod_cli.settings import ResultSettings, Settings, setting
+from vitcod_cli.settings import ResultSettings, Settings, required, setting
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
 
@@ -94,16 +94,74 @@ class AttentionMapOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(Settings):
-    """Options of ``eval``."""
+    """Options of ``eval``. From Python, one checkpoint and one mask may be given as plain texts, too."""
 
-    checkpoint: str = checkpoint_setting("name the weights to evaluate.")
-    mask: str | None = mask_setting()
+    checkpoint: list[str] = required(
+        "Weights, of one model or of several: files (ours, timm's or the published code's, or programs of vitcod "
+        "export), https:// addresses, or timm for the pretrained weights of --model.",
+        "name the weights to evaluate.",
+        panel="Model",
+        metavar="FILE...",
+        aliases=("--finetune",),
+    )
+    mask: list[str] = setting(
+        [],
+        "Masks to apply: from gen-mask, or published .npy.",
+        panel="Model",
+        metavar="FILE...",
+        show_default=False,
+        aliases=("--mask-path",),
+    )
+    against: str | None = setting(
+        None,
+        "Weights of a model to compare with, the dense one say: agreement, and the paired difference.",
+        panel="Model",
+        metavar="FILE",
+        show_default=False,
+    )
+    trust_program: bool = setting(
+        False, "Run a .pt2 program, which can hold any code: of files that you made.", panel="Model"
+    )
     split: Literal["train", "val"] = setting("val", "Split to evaluate on.", panel="Data")
     batch_size: int = setting(96, "Images in a batch of each process.", panel="Runtime", minimum=1)
+    results_file: str | None = setting(
+        None,
+        "Add a row a model to this .csv (or .json), with the columns of timm's results and more.",
+        panel="Output",
+        metavar="FILE",
+        show_default=False,
+    )
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     result: ResultSettings = field(default_factory=ResultSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "mask"):
+            value: Any = getattr(self, name)
+            if not isinstance(value, list):
+                object.__setattr__(self, name, [] if value is None else [value])
+        super().__post_init__()
+        if not self.checkpoint:
+            raise VitcodError("--checkpoint is needed: name the weights to evaluate.")
+        if self.mask and 1 != len(self.checkpoint) != len(self.mask):
+            raise VitcodError(
+                f"--checkpoint names {len(self.checkpoint)} models and --mask {len(self.mask)} masks; give one "
+                "checkpoint for all masks, or as many as masks."
+            )
+
+    @property
+    def pairs(self) -> list[tuple[str, str | None]]:
+        """The checkpoint and the mask of each model."""
+        if not self.mask:
+            return [(checkpoint, None) for checkpoint in self.checkpoint]
+        checkpoints = self.checkpoint * len(self.mask) if len(self.checkpoint) == 1 else self.checkpoint
+        return list(zip(checkpoints, self.mask, strict=True))
+
+    @property
+    def is_of_one_model(self) -> bool:
+        """Whether there is nothing to compare."""
+        return len(self.pairs) == 1 and self.against is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,124 @@
+"""Results as a table in a file, with the columns of timm's ``validate.py`` first and ours behind them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from vitcod_cli.artifacts.files import atomic_path, free_path
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
+
+_FLAG = "--results-file"
+_LARGEST = 64 << 20
+
+COLUMNS = (
+    *("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation"),
+    *(
+        "checkpoint",
+        "mask",
+        "sparsity",
+        "svd_type",
+        "loss",
+        "images",
+        "agreement",
+        "kl",
+        "difference",
+        "low",
+        "high",
+    ),
+    *("p", "against", "precision", "data_path", "split"),
+)
+
+
+def check_results_file(path: str) -> None:
+    """Raise a VitcodError if rows can't be added to the file: before anything is computed."""
+    free_path(path, True, flag=_FLAG)
+    if Path(path).exists():
+        _rows_before(path)
+
+
+def add_results(path: str, report: EvaluationReport) -> None:
+    """Add a row a model, behind those that are there; written whole or not at all."""
+    rows = [_row(model, report) for model in report.models]
+    before = _rows_before(path) if Path(path).exists() else []
+    with atomic_path(path) as temporary:
+        if _is_json(path):
+            temporary.write_text(json.dumps([*before, *rows], indent=2) + "\n", encoding="utf-8")
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*before, *rows])
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _is_json(path: str) -> bool:
+    return Path(path).suffix == ".json"
+
+
+def _rows_before(path: str) -> list[dict[str, Any]]:
+    """The rows of a file of ours.
+
+    Raises:
+        VitcodError: if it is something else.
+    """
+    try:
+        if Path(path).stat().st_size > _LARGEST:
+            raise ValueError("it is too large")
+        content = Path(path).read_text(encoding="utf-8")
+        if _is_json(path):
+            rows = json.loads(content)
+            if not isinstance(rows, list) or not all(
+                isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows
+            ):
+                raise ValueError("it holds other columns")
+            return rows
+        reader = csv.DictReader(io.StringIO(content), strict=True)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError("it has other columns")
+        rows = list(reader)
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has too many cells, or too few")
+        return rows
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise VitcodError(f"{_FLAG} {path} can't be added to ({reason}); name another file.") from error
+
+
+def _row(model: ModelReport, report: EvaluationReport) -> dict[str, Any]:
+    evaluation, about, shared = model.evaluation, model.about, report.about
+    difference = model.difference
+    shown = {
+        "top1": evaluation.acc1,
+        "top1_err": 100 - evaluation.acc1,
+        "top5": evaluation.acc5,
+        "top5_err": 100 - evaluation.acc5,
+    }
+    return {
+        "model": (about.get("model_config") or {}).get("model", model.name),
+        **{name: round(value, 4) if report.labelled else "" for name, value in shown.items()},
+        "param_count": "" if about.get("parameters") is None else round(about["parameters"] / 1e6, 2),
+        "img_size": shared["input_size"][-1],
+        "crop_pct": round(shared["crop_pct"], 4),
+        "interpolation": shared["interpolation"],
+        "checkpoint": about["checkpoint"],
+        "mask": about["mask"] or "",
+        "sparsity": about["sparsity"],
+        "svd_type": about["svd_type"],
+        "loss": round(evaluation.loss, 6),
+        "images": evaluation.images,
+        "agreement": "" if model.agreement is None else round(model.agreement, 4),
+        "kl": "" if model.kl is None else round(model.kl, 6),
+        "difference": "" if difference is None else round(difference.points, 4),
+        "low": "" if difference is None else round(difference.low, 4),
+        "high": "" if difference is None else round(difference.high, 4),
+        "p": "" if difference is None else difference.p,
+        "against": "" if report.alone else report.models[0].about["checkpoint"],
+        "precision": shared["precision"],
+        "data_path": shared["data"]["path"],
+        "split": shared["data"]["split"],
+    }
