@@ -40,4 +40,5 @@ def test_the_demonstration_keeps_its_promise(cli: Cli) -> None:
     assert lines[6].endswith("(20%)")
     pictures = {path.name for path in Path("vitcod-demo/plots").iterdir()}
     assert {"block_00.png", "block_01.png", "block_02.png"} <= pictures
-    assert outcome.err.count("$ vitcod ") == 10, "every command is shown"
+    assert "sparse-90" in Path("vitcod-demo/report.html").read_text()
+    assert outcome.err.count("$ vitcod ") == 11, "every command is shown"

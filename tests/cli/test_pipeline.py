@@ -96,7 +96,8 @@ def test_all_four_steps(pipeline: Pipeline) -> None:
     assert {"acc1", "acc5", "loss", "images"} <= set(result)
     assert result["images"] == 13
     with_mask = json.loads(pipeline.eval("sparse/best.safetensors", "--mask", mask, "--json").out)
-    assert with_mask == result, "the mask is in the checkpoint already"
+    figures = ("acc1", "acc5", "loss", "sparsity", "sha256")
+    assert [with_mask[name] for name in figures] == [result[name] for name in figures], "the mask is in it already"
     unmasked = json.loads(pipeline.eval("lowrank/last.safetensors", "--json").out)
     masked = json.loads(pipeline.eval("lowrank/last.safetensors", "--mask", mask, "--json").out)
     assert masked["loss"] != unmasked["loss"]

@@ -44,6 +44,7 @@ COMMANDS = {
     "finetune-sparse": Entry("finetune_sparse.finetune_sparse", "Step 4: recover accuracy under the mask."),
     "eval": Entry("eval.evaluate", "Acc@1, Acc@5 and loss of a checkpoint."),
     "inspect": Entry("inspect.inspect", "What a file is and what is in it."),
+    "report": Entry("report.report", "Runs as one HTML page."),
     "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
     "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
     "export": Entry("export.export", "The model as a torch.export or ONNX program, or for timm."),

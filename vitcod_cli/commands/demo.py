@@ -21,4 +21,5 @@ def demo(options: DemoOptions) -> None:
         print_result(line)
     print_result("")
     print_result(f"{time.monotonic() - start:.0f} s in all. In {options.output_dir}: the runs, attn.safetensors,")
-    print_result("the masks, and plots/: attention map and 80 % mask of each block, side by side.")
+    print_result("the masks, plots/: attention map and 80 % mask of each block, side by side; and")
+    print_result("report.html, a page of all that.")

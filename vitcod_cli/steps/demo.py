@@ -23,6 +23,8 @@ from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.plots.plot import plot
 from vitcod_cli.plots.settings import PlotOptions
+from vitcod_cli.report.report import report
+from vitcod_cli.report.settings import ReportOptions
 from vitcod_cli.reporting import Reporter, SilentReporter
 from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.settings import Settings
@@ -111,6 +113,9 @@ class Demonstration:
         )
         self._show("plot", pictures)
         plot(pictures, self.reporter)
+        page = ReportOptions(runs=[str(self.folder)], title="vitcod demo: handwritten digits")
+        self._show("report", page)
+        report(page)
         return self.rows
 
     def _make_lowrank(self) -> None:

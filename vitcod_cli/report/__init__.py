@@ -1,0 +1,1 @@
+"""``vitcod report``: runs as one HTML page that needs no network."""
