@@ -17,7 +17,14 @@ from safetensors.torch import load_file
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.errors import VitcodError
 
-RUN_FILES = ["best.safetensors", "config.yaml", "last.safetensors", "metrics.jsonl", "state.safetensors"]
+RUN_FILES = [
+    "README.md",
+    "best.safetensors",
+    "config.yaml",
+    "last.safetensors",
+    "metrics.jsonl",
+    "state.safetensors",
+]
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
 KWARGS = ("--model-kwargs", "patch_size=8", "embed_dim=24", "depth=2", "num_heads=3")
 QUICK = ("--epochs", 1, "--batch-size", 10, "--no-repeated-aug", "--workers", 0)

@@ -13,6 +13,7 @@ from vitcod_cli.artifacts.architecture import check_ranks, class_count_of, img_s
 from vitcod_cli.artifacts.describe import CHECKPOINT, describe
 from vitcod_cli.artifacts.download import download, is_url
 from vitcod_cli.artifacts.files import checked_path, first_line, sha256_of
+from vitcod_cli.artifacts.hub import fetch, is_hub
 from vitcod_cli.artifacts.model_arguments import check_model_kwargs, is_count
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.artifacts.pickled import load_pickled
@@ -64,7 +65,7 @@ class Checkpoint:
 def read_checkpoint(
     source: str | os.PathLike[str], flag: str, reporter: Reporter = QUIET, use_ema: bool | None = None
 ) -> Checkpoint:
-    """Read a checkpoint from a path or an ``https://`` address.
+    """Read a checkpoint from a path, an ``https://`` address or ``hf-hub:owner/name``.
 
     Args:
         use_ema: which weights of a file that holds both, the raw ones and their moving average (timm's and
@@ -75,7 +76,10 @@ def read_checkpoint(
             plain data, or has no averaged weights and ``use_ema`` asks for them.
     """
     source = os.fspath(source)
-    path = download(source, flag, reporter) if is_url(source) else checked_path(source, flag)
+    if is_hub(source):
+        path = fetch(source, flag)
+    else:
+        path = download(source, flag, reporter) if is_url(source) else checked_path(source, flag)
     description = describe(path)
     if description is not None and description.container not in ("safetensors", "torch"):
         raise VitcodError(f"{flag} {source} is not a checkpoint: it seems to be {description}.")

@@ -48,6 +48,7 @@ COMMANDS = {
     "bench": Entry("bench.bench", "Time, memory and arithmetic of a model on this machine."),
     "plot": Entry("plot.plot", "Pictures of attention maps and masks."),
     "export": Entry("export.export", "The model as a torch.export or ONNX program, or for timm."),
+    "push": Entry("push.push", "Upload a model and its card to the Hugging Face Hub."),
     "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
     "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),
 }

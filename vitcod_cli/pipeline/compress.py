@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitcod_cli.artifacts.files import atomic_path
+from vitcod_cli.artifacts.hub import check_push, push
+from vitcod_cli.artifacts.model_card import CardModel, model_card, shown_command, write_model_card
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import SparsityError
@@ -31,7 +33,7 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         VitcodError: if options, weights, images and folder don't go together, the sparsity can't be reached, or
             no sparsity costs as little as ``max_drop``.
     """
-    with prepared("compress", options, FILE, reporter) as setting:
+    with prepared("compress", options, FILE, reporter, lambda: check_push(options.hub)) as setting:
         return _Compression(options, setting, reporter).run()
 
 
@@ -148,9 +150,26 @@ class _Compression:
                 shutil.copyfile(self.setting.folder / final["checkpoint"], temporary)
 
         on_main(copy)
+        self._publish(path)
         self.record.about["model"] = {"file": MODEL, "row": final["name"]}
         self.record.write()
         return self.record.to_dict()
+
+    def _publish(self, path: Path) -> None:
+        """Leave the model's card beside it, and upload both where that is asked for."""
+        options, data = self.options, self.record.about["data"]
+
+        def card() -> str:
+            command = shown_command("compress", options.arguments())
+            about: dict[str, Any] = {"command": command, "dataset": data["path"], "labelled": data["labelled"]}
+            model = CardModel.read(path)
+            write_model_card(path.parent, model_card(model, **about))
+            return model_card(model, **about, repo=options.hub.push_to_hub or "OWNER/NAME")
+
+        text = on_main(card)
+        url = push(options.hub, path, text, {"library_name": "vitcod", **self.record.about})
+        if url is not None:
+            self.reporter.info(f"Uploaded to {url}.")
 
 
 def _drop(row: dict[str, Any]) -> float:

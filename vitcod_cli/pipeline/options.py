@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitcod_cli.artifacts.hub import HubSettings
 from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.settings import DataSettings
@@ -80,6 +81,7 @@ class CompressOptions(PipelineOptions, panel="Mask"):
         "allocated: the entries to which the model's output is most sensitive; info: the paper's mask.",
     )
     lowrank: LowRankSettings = field(default_factory=LowRankSettings)
+    hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

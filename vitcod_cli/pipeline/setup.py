@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +55,26 @@ class Setting:
 
 
 @contextmanager
-def prepared(command: str, options: PipelineOptions, file: str, reporter: Reporter) -> Iterator[Setting]:
+def prepared(
+    command: str,
+    options: PipelineOptions,
+    file: str,
+    reporter: Reporter,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Setting]:
     """Check all that can be checked, take the folder, and leave the dense model in it.
 
     Args:
         command: for the record.
         file: name of the record.
+        check: what else is checked before anything is read; all processes call it together.
 
     Raises:
         VitcodError: if options, weights, images and folder don't go together.
     """
     with start(options.runtime) as runtime:
         check_output(options.output)
+        check()
         folder = on_main(lambda: free_folder(options.output.output_dir))
         options = options.changed(data=_with_or_without_labels(options.data, reporter))
         model = load_model(options.model, options.init_from, flag="--init-from", reporter=reporter)

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.files import sha256_of
+from vitcod_cli.artifacts.hub import check_push
 from vitcod_cli.artifacts.output_folder import check_output
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.checks import check_count, check_memory, check_shares
@@ -174,6 +175,7 @@ def check_options(options: FineTuneOptions) -> None:
     """
     check_output(options.output)
     check_recipe(options.recipe, options.augmentation)
+    check_push(options.hub)
 
 
 def open_run(

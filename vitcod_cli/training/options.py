@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vitcod_cli.artifacts.hub import HubSettings
 from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
@@ -23,4 +24,5 @@ class FineTuneOptions(Settings):
     recipe: Recipe = field(default_factory=Recipe)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     output: OutputSettings
+    hub: HubSettings = field(default_factory=HubSettings)
     result: ResultSettings = field(default_factory=ResultSettings)

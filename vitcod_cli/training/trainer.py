@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.files import first_line
+from vitcod_cli.artifacts.hub import push
+from vitcod_cli.artifacts.model_card import CardModel, model_card, shown_command, write_model_card
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader, eval_loader, train_loader
@@ -198,7 +200,26 @@ class Training:
             )
             _announce(loop, model)
             position = loop.run(position)
-        return _result(position, run, self.reporter)
+        result = _result(position, run, self.reporter)
+        self._publish(run, result.checkpoint)
+        return result
+
+    def _publish(self, run: RunDirectory, checkpoint: Path) -> None:
+        """Leave the model's card beside it, and upload both where that is asked for."""
+        options, labelled = self.options, self.images.val.labelled
+
+        def card() -> str:
+            command = shown_command(str(run.provenance.get("command", "")), options.arguments())
+            dataset = options.data.data_path or options.data.dataset
+            model = CardModel.read(checkpoint)
+            write_model_card(run.path, model_card(model, command=command, dataset=dataset, labelled=labelled))
+            repo = options.hub.push_to_hub or "OWNER/NAME"
+            return model_card(model, command=command, dataset=dataset, labelled=labelled, repo=repo)
+
+        text = distributed.on_main(card)
+        url = push(options.hub, checkpoint, text, {"library_name": "vitcod", **run.provenance})
+        if url is not None:
+            self.reporter.info(f"Uploaded to {url}.")
 
     def _trained(self) -> Trained:
         model, recipe = self.model, self.options.recipe
