@@ -53,7 +53,7 @@ class SimulateOptions(Settings, panel="Accelerator"):
         None,
         "Dense keys of a mask that isn't polarized, as in vitcod polarize.",
         metavar="COUNT|SHARE|auto",
-        show_default="auto: those that cost less so; 50 for the published program, of any number of queries",
+        show_default="auto, by the work of each key alone; 50 for the published program, of any number of queries",
     )
     head_dim: int = setting(64, "Channels of a head.", minimum=1, maximum=65536)
     ratio: float | None = setting(
