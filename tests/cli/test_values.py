@@ -39,7 +39,7 @@ NEEDED = {
     "mask": "m",
     "source": "s",
 }
-NEEDED |= {"sources": ["s"], "files": ["f"]}
+NEEDED |= {"sources": ["s"], "files": ["f"], "runs": ["r"], "repo": "me/r"}
 WITH = {"std_coef": {"method": "std"}, "ratio": {"method": "ratio"}, "seed": {"method": "random"}}
 """What an option of gen-mask goes with."""
 

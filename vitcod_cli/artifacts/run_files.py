@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from vitcod_cli.artifacts.model_card import FILE as CARD
+from vitcod_cli.artifacts.model_card import is_ours
 from vitcod_cli.artifacts.run_lock import is_lock
 from vitcod_cli.errors import VitcodError
 
@@ -93,6 +95,8 @@ def remove_run(folder: Path) -> None:
     """Remove what an earlier run has left in ``folder``, but its config, which is replaced; other files stay."""
     for name in _REPLACED:
         remove_file(folder / name)
+    if is_ours(folder / CARD):
+        (folder / CARD).unlink()
     _remove_logs(folder / TENSORBOARD, re.compile(r"events\.out\.tfevents\..*"))
     identity = wandb_id(folder)
     if identity is not None:

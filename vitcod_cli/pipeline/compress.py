@@ -122,15 +122,16 @@ class _Compression:
         self.reporter.info(f"Points lost at each sparsity: {names}.")
         if found.best is None:
             raise VitcodError(_unmet(found, allowed, self.setting.folder))
-        return self._point(found.best / 100)
+        row = self.record.result(point_name(self.options.method, found.best / 100))
+        assert row is not None
+        return row
 
     def _drop_at(self, percent: int) -> float:
         try:
-            self.stages.mask(self.map, self.options.method, percent / 100)
+            return _drop(self._point(percent / 100))
         except SparsityError as error:
             self.reporter.info(f"{percent} %: {error}")
             return math.inf
-        return _drop(self._point(percent / 100))
 
     def _time(self, final: dict[str, Any]) -> None:
         rows = [row for row in self.record.results if row["name"] in (DENSE, LOW_RANK, final["name"])]
@@ -160,7 +161,8 @@ class _Compression:
         options, data = self.options, self.record.about["data"]
 
         def card() -> str:
-            command = shown_command("compress", options.arguments())
+            asked = options.changed(output=options.output.changed(resume=False, overwrite=False))
+            command = shown_command("compress", asked.arguments())
             about: dict[str, Any] = {"command": command, "dataset": data["path"], "labelled": data["labelled"]}
             model = CardModel.read(path)
             write_model_card(path.parent, model_card(model, **about))

@@ -209,7 +209,8 @@ class Training:
         options, labelled = self.options, self.images.val.labelled
 
         def card() -> str:
-            command = shown_command(str(run.provenance.get("command", "")), options.arguments())
+            asked = options.changed(output=options.output.changed(resume=False, overwrite=False))
+            command = shown_command(str(run.provenance.get("command", "")), asked.arguments())
             dataset = options.data.data_path or options.data.dataset
             model = CardModel.read(checkpoint)
             write_model_card(run.path, model_card(model, command=command, dataset=dataset, labelled=labelled))
