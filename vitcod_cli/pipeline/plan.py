@@ -21,6 +21,9 @@ from vitcod_cli.runtime import Runtime
 
 _BATCH = 8
 _READ = 4
+_MEASURED = 0.7
+"""Seconds that each cost is measured for."""
+
 _IMPORTANCE = 15
 """Passes over an image that its importance costs, about (docs/research.md)."""
 
@@ -63,9 +66,10 @@ def measure_costs(
 
 
 def _seconds(work: Callable[[], object], runtime: Runtime) -> float:
-    """The best of three, after one to warm up."""
-    times = []
-    for _ in range(4):
+    """The best of many, after one to warm up: whatever else the machine does for a moment makes them slower."""
+    times: list[float] = []
+    end = time.perf_counter() + _MEASURED
+    while len(times) < 4 or time.perf_counter() < end:
         runtime.synchronize()
         start = time.perf_counter()
         with runtime.autocast():
