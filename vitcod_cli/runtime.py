@@ -36,7 +36,7 @@ class RuntimeSettings(Settings, panel="Runtime"):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
         "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32. On a CPU, bfloat16 "
-        "pays where it has AMX, and is slow elsewhere.",
+        "pays where it has AMX or avx512_bf16, and is slow elsewhere.",
     )
     seed: int = setting(0, "Seed of everything random, below 2**32.", minimum=0, maximum=2**32 - 1)
     deterministic: bool = setting(False, "Only algorithms that give the same bits every time.")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import pytest
 from command_line import ROOT, Cli
 
 from vitcod_cli import __version__
-from vitcod_cli.cli.app import COMMANDS
+from vitcod_cli.cli.app import COMMANDS, _load
+from vitcod_cli.cli.first import FIRST
+from vitcod_cli.cli.options import options_type
+from vitcod_cli.settings import Settings, options_of
 
 HEAVY = ("torch", "timm", "matplotlib", "torchvision", "pydantic", "rich")
 
@@ -34,7 +41,7 @@ def test_help_loads_nothing_heavy(command: str | None) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(cli: Cli, command: str) -> None:
-    outcome = cli(command, "--help")
+    outcome = cli(command, "--help-all")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     # An option with many choices may be longer than the line; prose may not.
@@ -45,8 +52,42 @@ def test_help_of_a_command(cli: Cli, command: str) -> None:
     assert lines[-1].strip().startswith("-h, --help")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_screen_of_a_command(cli: Cli, command: str) -> None:
+    out = cli(command, "--help").out
+    lines = out.splitlines()
+    assert len(lines) <= 40
+    assert all(len(line) <= 80 for line in lines), out
+    everything = cli(command, "--help-all").out
+    options = list(options_of(options_type(_function(command))).values())
+    for option in options:
+        flag = option.info.flag.split("/")[0]
+        assert option.info.hidden or option.info.positional or flag in everything
+        if option.info.hint is not None and not option.info.positional:
+            assert flag in out, "what is required is shown"
+    assert re.sub(r"\s+", " ", FIRST[command].example.replace("\\\n", " ")) in re.sub(r"[\s\\\\]+", " ", out)
+    if len(options) > 12:
+        assert f"vitcod {command} --help-all shows all" in lines[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_are_command_lines(command: str) -> None:
+    words = shlex.split(FIRST[command].example.replace("\\\n", " "))
+    assert words[:2] == ["vitcod", command]
+    context = _load(command).make_context(command, words[2:])
+    settings = options_type(_function(command)).from_flat(
+        {name: value for name, value in context.params.items() if name not in ("config", "help_all")}
+    )
+    assert isinstance(settings, Settings)
+
+
+def _function(command: str) -> Any:
+    module, function = COMMANDS[command].function.split(".")
+    return getattr(import_module(f"vitcod_cli.commands.{module}"), function)
+
+
 def test_panels_and_defaults_of_finetune_sparse(cli: Cli) -> None:
-    out = cli("finetune-sparse", "--help").out
+    out = cli("finetune-sparse", "--help-all").out
     for panel in ("Model", "Data", "Augmentation", "Recipe", "Runtime", "Output"):
         assert f"\n{panel}:\n" in out
     words = " ".join(out.split())

@@ -135,7 +135,7 @@ def test_out_of_range_is_the_users_mistake(call: Call) -> None:
 
 
 def test_help_has_panels_ranges_and_defaults(call: Call) -> None:
-    lines = call("--help")["output"].splitlines()
+    lines = call("--help-all")["output"].splitlines()
     assert lines.index("Data:") < lines.index("Options:")
     text = " ".join(" ".join(lines).split())
     assert re.search(r"--number (<int>|INTEGER) A number\. \[default: 3\]", text), "the type as Typer has it"
@@ -187,7 +187,7 @@ def test_aliases_and_underscores(call: Call) -> None:
     assert call("--simple", "z")["plain"] == "z"
     assert call("--no_quick")["shape"].quick is False
     assert call("--no_noise")["shape"].no_noise is True
-    assert "--simple" not in call("--help")["output"]
+    assert "--simple" not in call("--help-all")["output"]
 
 
 def test_arguments_give_the_settings_back() -> None:
@@ -220,7 +220,7 @@ def test_command_line_goes_before_file_before_default(call: Call, tmp_path: Path
     ("content", "message"),
     [
         ("numbr: 1", "numbr is not an option of .*did you mean number"),
-        ("zzz: 1", "zzz is not an option of .*--help lists"),
+        ("zzz: 1", "zzz is not an option of .*--help-all lists"),
         ("config: x.yaml", "config is not an option"),
         ("number: many", "number must be a whole number, not 'many'"),
         ("number: 1.5", "number must be a whole number"),

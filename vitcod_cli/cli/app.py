@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from functools import cache
 from importlib import import_module
@@ -13,7 +14,8 @@ from typer.main import get_command
 
 from vitcod_cli.cli.coerce import as_type
 from vitcod_cli.cli.config import type_hints
-from vitcod_cli.cli.options import ARGUMENTS, Command, flatten, options_type
+from vitcod_cli.cli.first import FIRST, First
+from vitcod_cli.cli.options import ARGUMENTS, HELP_ALL, Command, flatten, options_type
 from vitcod_cli.cli.orphans import end_with_parent
 from vitcod_cli.cli.spelling import normalizer, option_without_value, several_values
 from vitcod_cli.distributed import is_main
@@ -109,6 +111,35 @@ class VitcodCommand(TyperCommand):
                 typer.echo("Interrupted.", err=True)
             raise typer.Exit(130) from None
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """All of it with ``--help-all``, else the first screen: what people use, and an example."""
+        if ctx.meta.get(HELP_ALL):
+            super().format_help(ctx, formatter)
+            return
+        first = FIRST.get(str(ctx.info_name), First(None, ""))
+        self.format_usage(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(str(self.help).partition("\n\n")[0])
+        if first.example:
+            with formatter.section("Example"):
+                formatter.write("".join(f"  {line}\n" for line in first.example.splitlines()))
+        records = self._first_records(ctx, first.options)
+        with formatter.section("Options"):
+            formatter.write_dl(records, col_max=24)
+        count = sum(param.get_help_record(ctx) is not None for param in self.get_params(ctx))
+        if count > len(records):
+            formatter.write(f"\nvitcod {ctx.info_name} --help-all shows all {count} options, and more.\n")
+
+    def _first_records(self, ctx: Any, names: tuple[str, ...] | None) -> list[tuple[str, str]]:
+        """Arguments and required options, then those of ``names``, or all."""
+        params = {param.name: param for param in self.get_params(ctx)}
+        own = {option.name: option for option in ctx.obj}
+        needed = [name for name, option in own.items() if option.info.hint is not None or option.info.positional]
+        others = [name for name in own if name not in needed] if names is None else names
+        records = [params[name].get_help_record(ctx) for name in (*needed, *others)]
+        return [_shortly(*record) for record in records if record is not None]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """One section a panel. Plain text: Rich's panels are slow to load and narrow at 80 columns."""
         panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -120,6 +151,18 @@ class VitcodCommand(TyperCommand):
         for panel in sorted(panels, key=PANELS.index):
             with formatter.section(panel):
                 formatter.write_dl(panels[panel])
+
+
+def _shortly(name: str, help: str) -> tuple[str, str]:
+    """An option for the first screen: without its negation, its first sentence, and its default or need."""
+    text, bracket, end = help.partition("  [")
+    if text.endswith("[required]"):
+        text, bracket, end = text.removesuffix("[required]").rstrip(), "  [", "required]"
+    text = re.split(r"(?<=\w)[.;] |(?<=\))[.;] ", text)[0].rstrip(".") + "."
+    flag = name.partition(" / ")[0] if "--no-" in name else name
+    if end.startswith("default: no-") or (flag != name and end.startswith("default: (")):
+        bracket = end = ""
+    return flag, f"{text}{bracket}{end}"
 
 
 class VitcodGroup(TyperGroup):

@@ -24,7 +24,7 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
     from vitcod_cli.artifacts.yaml_file import read_values
 
     hints = type_hints(context)
-    del hints["config"]
+    del hints["config"], hints["help_all"]
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     for line, key, item in read_values(value, "--config", skip=ABOUT):
@@ -69,7 +69,7 @@ ConfigOption = Annotated[
 
 
 def _unknown_key(path: str, key: str, names: list[str], command: str) -> str:
-    hint = did_you_mean(key.replace("-", "_"), names, f"vitcod {command} --help lists the options.")
+    hint = did_you_mean(key.replace("-", "_"), names, f"vitcod {command} --help-all lists the options.")
     return f"--config {path}: {_plain(key)} is not an option of vitcod {command}; {hint}"
 
 

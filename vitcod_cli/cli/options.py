@@ -29,6 +29,22 @@ ARGUMENTS = "vitcod_cli.arguments"
 """Key of the context's ``meta`` that holds the arguments behind the command's name, for ``launch``."""
 
 
+HELP_ALL = "vitcod_cli.help_all"
+"""Key of the context's ``meta`` that is there when all of the help is wanted."""
+
+
+def _show_all(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta[HELP_ALL] = True
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+HelpAllOption = Annotated[
+    bool, typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show all options and exit.")
+]
+
+
 def options_type(function: Command) -> type[Settings]:
     """The settings class that ``function``, a command, takes."""
     hints = get_type_hints(function)
@@ -42,10 +58,11 @@ def flatten(function: Command) -> Callable[..., None]:
     options = options_type(function)
     parameters = [_parameter(option) for option in options_of(options).values()]
     parameters.append(_keyword("config", None, ConfigOption))
+    parameters.append(_keyword("help_all", False, HelpAllOption))
     parameters.append(_keyword("context", inspect.Parameter.empty, typer.Context))
     function = reserved_stdout()(function)  # what libraries print meanwhile is no result
 
-    def command(*, context: typer.Context, config: str | None, **values: Any) -> None:
+    def command(*, context: typer.Context, config: str | None, help_all: bool, **values: Any) -> None:
         check_environment()
         settings = options.from_flat(values)
         processes = values.get("nproc_per_node", 1)

@@ -11,8 +11,6 @@ def compress(options: CompressOptions) -> None:
 
     Labels are optional. It is the four steps, each shown as its own command, in one folder; --resume goes on
     where it ended. Prints the plan first and a table of before and after last.
-
-    Example: vitcod compress --init-from deit.pth --data-path IMAGENET --sparsity 0.9 --output-dir out
     """
     from vitcod_cli.pipeline.compress import compress_run
     from vitcod_cli.pipeline.report import compress_lines

@@ -13,8 +13,6 @@ def evaluate(options: EvalOptions) -> None:
 
     Several models are shown the same images, and come out as a table, with paired differences to the first, or
     to the one that --against names: one checkpoint with several masks, or as many masks as checkpoints, or none.
-
-    Example: vitcod eval --checkpoint a.safetensors b.safetensors --against dense.pth --data-path IMAGENET
     """
     from vitcod_cli.steps.evaluation import evaluate_models
 

@@ -11,8 +11,6 @@ def push(options: PushOptions) -> None:
 
     Needs a token: HF_TOKEN, or hf auth login. vitcod_cli.load("hf-hub:OWNER/NAME") brings the model back, and so
     does --checkpoint hf-hub:OWNER/NAME.
-
-    Example: vitcod push runs/compress OWNER/NAME
     """
     from vitcod_cli.export.push import push as run
 

@@ -11,8 +11,6 @@ def report(options: ReportOptions) -> None:
 
     The page is one file, needs no network, and is good on a phone and on paper. RUN is the folder of compress or
     sweep, of a fine-tuning run, or of several of these.
-
-    Example: vitcod report runs/compress
     """
     from vitcod_cli.report.report import report as run
 

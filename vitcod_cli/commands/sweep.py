@@ -11,8 +11,6 @@ def sweep(options: SweepOptions) -> None:
 
     Leaves sweep.csv, sweep.json, accuracy.png and accuracy.pdf in the output folder, and every point as a run
     of its own; --resume goes on where it ended, with further points too.
-
-    Example: vitcod sweep --init-from deit.pth --data-path IMAGENET --sparsities 0.5 0.9 --output-dir out
     """
     from vitcod_cli.pipeline.report import sweep_lines
     from vitcod_cli.pipeline.sweep import PICTURES, TABLE
