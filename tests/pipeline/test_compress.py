@@ -89,7 +89,9 @@ def test_it_goes_on_where_it_was_stopped(compress: Any, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(vitcod_cli.pipeline.stages, "finetune_sparse", interrupted)
-        assert compress("--sparsity", 0.6).code == 130
+        stopped = compress("--sparsity", 0.6)
+        assert stopped.code == 130
+        assert "Stopped in the stage sparse allocated_0.60" in stopped.err
     assert not Path("out/model.safetensors").exists()
     assert compress("--sparsity", 0.6).code == 1  # the folder isn't empty
     resumed = compress("--sparsity", 0.6, "--resume")

@@ -179,6 +179,12 @@ class Stages:
         except SparsityError:
             self.record.forget(stage)
             raise
+        except KeyboardInterrupt:
+            self.reporter.warn(
+                f"Stopped in the stage {name}; those before it are finished. To go on, start the same command with "
+                "--resume (and without --overwrite)."
+            )
+            raise
         self.record.finish(stage, time.monotonic() - start)
 
 
