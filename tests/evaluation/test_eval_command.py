@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from importlib.util import find_spec
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,6 @@ import vitcod_cli
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
 KWARGS = ("--model-kwargs", "patch_size=8", "embed_dim=24", "depth=2", "num_heads=3")
-
-
-@pytest.fixture
-def data(image_folder: Path) -> tuple[object, ...]:
-    return ("--data-path", image_folder, "--workers", 0)
-
-
-@pytest.fixture
-def models(cli: Cli, data: tuple[object, ...]) -> list[str]:
-    """Two models of other weights."""
-    for seed in (0, 1):
-        words = ("finetune-dense", *MODEL, *KWARGS, *data, "--seed", seed, "--batch-size", 10)
-        assert cli(*words, "--epochs", 0, "--no-repeated-aug", "--output-dir", f"run{seed}").code == 0
-    return ["run0/last.safetensors", "run1/last.safetensors"]
-
-
-@pytest.fixture
-def masks(cli: Cli, data: tuple[object, ...], models: list[str]) -> list[str]:
-    assert cli("dump-attn", "--checkpoint", models[0], *data).code == 0
-    for sparsity in (0.3, 0.7):
-        words = ("gen-mask", "--attn-map", "attn.safetensors", "--sparsity", sparsity)
-        assert cli(*words, "--output", f"mask{sparsity}.safetensors").code == 0
-    return ["mask0.3.safetensors", "mask0.7.safetensors"]
 
 
 def test_one_model_says_what_it_evaluated(
@@ -54,7 +32,10 @@ def test_one_model_says_what_it_evaluated(
     assert found["sparsity"] == pytest.approx(0.7, abs=0.02)
     assert (found["precision"], found["device"]) == ("float32", "cpu")
     assert (found["crop_pct"], found["input_size"]) == (1.0, [3, 32, 32])
-    assert found["data"]["split"] == "val"
+    assert found["data"] | {"path": "", "dataset": ""} == {
+        **{"path": "", "dataset": "", "split": "val", "labelled": True, "images": 13, "unreadable": 0}
+    }
+    assert (found["svd_type"], found["agreement"], found["difference"]) == ("none", None, None)
     assert found["versions"].keys() == {"vitcod", "torch", "timm", "python"}
     assert found["model_config"]["num_classes"] == 5
 
@@ -80,7 +61,8 @@ def test_several_models_have_the_figures_that_they_have_alone(
         assert outcome.code == 0, outcome.err
         lines = outcome.out.splitlines()
         assert max(map(len, lines)) <= 80
-        assert [line.split()[1] for line in lines[2:5]] == ["0.0%", "30.0%", "70.0%"]
+        assert [re.findall(r"\d+\.\d%", line) for line in lines[2:5]] == [["0.0%"], ["30.0%"], ["70.0%"]]
+        assert all(title in lines[0] for title in ("Acc@1", "Acc@5", "loss", "agree", "to first [95 %]", " p"))
 
 
 def test_a_model_against_itself(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
@@ -174,68 +156,69 @@ def test_from_python_one_file_is_enough(models: list[str], image_folder: Path) -
         vitcod_cli.evaluate(both)
 
 
-needs_onnx = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")), reason="needs vitcod[onnx]"
-)
-
-
-@needs_onnx
-def test_onnx_programs_are_as_good_as_their_checkpoint(
-    cli: Cli, data: tuple[object, ...], models: list[str], masks: list[str]
+def test_a_reference_that_does_not_name_its_model(
+    cli: Cli, data: tuple[object, ...], models: list[str], plain: str
 ) -> None:
-    for name, extra in (("any.onnx", ()), ("bytes.onnx", ("--input", "uint8", "--batch-size", 4))):
-        assert cli("export", "--checkpoint", models[0], "--mask", masks[0], "--output", name, *extra).code == 0
-    words = ("eval", "--checkpoint", "any.onnx", "bytes.onnx", "--against", models[0], *data)
-    outcome = cli(*words, "--json")
-    assert outcome.code == 0, outcome.err
-    found = json.loads(outcome.out)["models"]
-    expected = json.loads(cli("eval", "--checkpoint", models[0], "--mask", masks[0], *data, "--json").out)
-    for each in found[1:]:
-        assert each["acc1"] == expected["acc1"]
-        assert each["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-        assert each["sparsity"] == pytest.approx(expected["sparsity"])
-    line = cli("eval", "--checkpoint", "bytes.onnx", *data, "--batch-size", 3).out
-    assert line.startswith(f"* Acc@1 {expected['acc1']:.3f}")
-    bench = cli(
-        "bench", "--checkpoint", "bytes.onnx", "--against", models[0], "--seconds", 0, "--repeats", 2, "--json"
-    )
-    assert bench.code == 0, bench.err
-    measured = json.loads(bench.out)
-    assert {one["mode"] for one in measured["measurements"]} == {"forward"}
-    assert {one["batch_size"] for one in measured["measurements"]} == {4}
-    assert measured["models"]["model"]["static"] is None
-    assert cli("bench", "--checkpoint", "bytes.onnx", "--seconds", 0, "--repeats", 1).code == 0
-
-
-@needs_onnx
-def test_damaged_and_foreign_onnx_files(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
-    import onnx
-
-    assert cli("export", "--checkpoint", models[0], "--output", "m.onnx").code == 0
-    content = Path("m.onnx").read_bytes()
-    Path("half.onnx").write_bytes(content[: len(content) // 2])
-    half = cli("eval", "--checkpoint", "half.onnx", *data)
-    assert half.code == 1
-    assert "half.onnx can't be run by onnxruntime" in half.err
-    program = onnx.load("m.onnx")
-    del program.metadata_props[:]
-    onnx.save(program, "foreign.onnx")
-    foreign = cli("eval", "--checkpoint", "foreign.onnx", *data)
-    assert foreign.code == 1
-    assert "doesn't say how its images are to be made" in foreign.err
-    masked = cli("eval", "--checkpoint", "m.onnx", "--mask", "mask", *data)
-    assert masked.code == 1
-    assert "export it with its mask" in masked.err
-
-
-def test_torch_programs_need_trust(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
-    assert cli("export", "--checkpoint", models[0], "--output", "m.pt2").code == 0
-    refused = cli("eval", "--checkpoint", "m.pt2", *data)
-    assert refused.code == 1
-    assert "say --trust-program if you made it" in refused.err
-    outcome = cli("eval", "--checkpoint", "m.pt2", "--against", models[0], *data, "--trust-program", "--json")
+    """As the dense weights of timm are, beside a sparse model of ours."""
+    outcome = cli("eval", "--checkpoint", models[0], "--against", plain, *data, "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["models"][1]["agreement"] == 100
+    both = cli("eval", "--checkpoint", plain, *MODEL, *KWARGS, "--against", plain, *data)
+    assert both.code == 0, both.err
+
+
+def test_a_config_file_may_name_one_checkpoint(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
+    Path("one.yaml").write_text(f"checkpoint: {models[0]}\n")
+    Path("two.yaml").write_text(f"checkpoint: [{models[0]}, {models[1]}]\n")
+    assert cli("eval", "--config", "one.yaml", *data).out.startswith("* Acc@1 ")
+    assert len(cli("eval", "--config", "two.yaml", *data).out.splitlines()) > 4
+
+
+def test_models_with_a_norm_of_their_own(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
+    """A ViT's images have mean 0.5: beside a DeiT, which has ImageNet's, it is as good as alone."""
+    words = ("finetune-dense", "--model", "vit_tiny_patch16_224", "--img-size", 32, *KWARGS, *data, "--epochs", 0)
+    assert cli(*words, "--batch-size", 10, "--no-repeated-aug", "--output-dir", "vit").code == 0
+    alone = json.loads(cli("eval", "--checkpoint", "vit/last.safetensors", *data, "--json").out)
+    assert alone["mean"] == [0.5] * 3
+    beside = cli("eval", "--checkpoint", models[0], "vit/last.safetensors", *data, "--json")
+    assert json.loads(beside.out)["models"][1]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_without_labels_and_without_a_reference(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
+    error = cli("eval", "--checkpoint", models[0], *data, "--dataset", "images").error
+    assert "--against" in error
+
+
+def test_features_are_no_choices(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
+    error = cli("eval", "--checkpoint", models[0], *data, "--num-classes", 0).error
+    assert "gives features" in error
+
+
+def test_unreadable_images_are_counted(cli: Cli, image_folder: Path, models: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(image_folder, folder)
+    next(folder.glob("val/*/*.jpg")).write_bytes(b"no picture")
+    words = ("eval", "--checkpoint", models[0], "--data-path", folder, "--workers", 0, "--json")
+    data = json.loads(cli(*words).out)["data"]
+    assert (data["images"], data["unreadable"]) == (12, 1)
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.json"])
+def test_an_interrupted_write_loses_no_row(
+    cli: Cli, data: tuple[object, ...], models: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("eval", "--checkpoint", models[0], *data, "--results-file", name)
+    assert cli(*words).code == 0
+    before = Path(name).read_text()
+
+    def stopped(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", stopped)
+        assert cli(*words).code == 130
+    assert Path(name).read_text() == before
+    assert not [path.name for path in Path().iterdir() if path.name.startswith(f".{name}")]
 
 
 @pytest.mark.slow

@@ -76,13 +76,23 @@ def describe(path: str | os.PathLike[str]) -> Description | None:
             file.seek(8)
             if start.startswith((_NPY, _ZIP)):
                 return (_describe_array if start.startswith(_NPY) else _describe_zip)(path)
-            if start.startswith(b"\x08") and os.fspath(path).endswith(".onnx"):  # ONNX has no signature of its own
+            if _is_onnx(begin, os.fspath(path)):
                 return Description(_PROGRAM, "onnx", PROGRAM)
             if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) <= _LARGEST_HEADER:
                 return _describe_safetensors(json.loads(file.read(size)))
     except Exception:  # a guess for a message must not fail, whatever the bytes are
         return None
     return None
+
+
+def _is_onnx(begin: bytes, path: str) -> bool:
+    """ONNX has no signature: a message of protocol buffers, first the version of its format, then other fields."""
+    if not begin.startswith(b"\x08"):
+        return False
+    # Behind the version: the name or version of the producer, a domain, a text, the graph, an operator set.
+    # A safetensors file that begins so has the length of its header there, which ends in zeros.
+    fields = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+    return path.endswith(".onnx") or (len(begin) > 8 and begin[2] in fields and any(begin[4:8]))
 
 
 def _foreign(begin: bytes) -> str | None:

@@ -114,10 +114,7 @@ def measure(models: dict[str, Subject], settings: BenchOptions, runtime: Runtime
     results, optimizers = Results(), _Optimizers()
     modes: list[Mode] = ["forward", "training"] if settings.training else ["forward"]
     for mode in modes:
-        ready = {
-            name: runtime.compiled(for_inference(model, runtime.dtype) if mode == "forward" else model)
-            for name, model in models.items()
-        }
+        ready = {name: _ready(model, mode, runtime) for name, model in models.items()}
         for batch_size in settings.batch_sizes:
             if runtime.settings.compile:
                 torch.compiler.reset()  # else a second batch size gets code for any size, which is slower
@@ -127,6 +124,13 @@ def measure(models: dict[str, Subject], settings: BenchOptions, runtime: Runtime
             results.measurements.extend(measurements)
             results.comparisons.extend(_compare(measurements))
     return results
+
+
+def _ready(model: Subject, mode: Mode, runtime: Runtime) -> Subject:
+    """As it is timed; what an exported program computes can't be compiled any further."""
+    if isinstance(model, Program):
+        return model
+    return runtime.compiled(for_inference(model, runtime.dtype) if mode == "forward" else model)
 
 
 def _compare(measurements: Sequence[Measurement]) -> Iterator[Comparison]:
@@ -188,6 +192,8 @@ class _Case:
             for _ in range(self.settings.warmup):
                 work.run()
             work.forget()  # gradients and optimizer state belong to the peak of a step
+            if isinstance(model, Program):  # whose weights are in the hands of its library
+                return None
             return peak_memory(work.run, model, self.runtime.device)
         except BaseException:
             work.forget()

@@ -66,7 +66,7 @@ def _models(options: BenchOptions, runtime: Runtime, reporter: Reporter) -> dict
             flag="--against",
             drop_path=DROP_PATH,
             reporter=reporter,
-            like=None if network is None else model_config(network),
+            like=first.config if isinstance(first, Program) else model_config(first),
         )
     return models
 
@@ -92,7 +92,7 @@ def _first(options: BenchOptions, runtime: Runtime, reporter: Reporter) -> Subje
 def _program(path: str, flag: str, options: BenchOptions, runtime: Runtime) -> Program:
     if runtime.device.type != "cpu":
         raise VitcodError(f"{flag} {path} is a program, which runs on the CPU here; give --device cpu.")
-    return load_program(path, flag, trusted=options.trust_program)
+    return load_program(path, flag, trusted=options.trust_program, settings=options.model)
 
 
 def _without_training(options: BenchOptions, models: dict[str, Subject], reporter: Reporter) -> BenchOptions:
@@ -105,7 +105,10 @@ def _without_training(options: BenchOptions, models: dict[str, Subject], reporte
     fixed = {one.batch_size for one in programs if one.batch_size is not None}
     if len(fixed) > 1:
         raise VitcodError("The programs have other batch sizes; bench them in calls of their own.")
-    return options.changed(training=False, batch_size=list(fixed) or options.batch_size)
+    sizes = list(fixed) or options.batch_sizes
+    if sizes != options.batch_sizes:
+        reporter.info(f"The program takes batches of {sizes[0]}, whatever --batch-size says.")
+    return options.changed(training=False, batch_size=sizes)
 
 
 def _about(models: dict[str, Subject], options: BenchOptions) -> dict[str, dict[str, Any]]:
@@ -129,12 +132,10 @@ def _of_model(model: VisionTransformer, name: str, options: BenchOptions) -> dic
 
 
 def _of_program(program: Program) -> dict[str, Any]:
-    config = program.info.get("model_config")
-    name = config.get("model") if isinstance(config, dict) else None
     return {
         "mask": None if program.sparsity is None else f"of {program.sparsity:.1%} in the program",
         "tokens": None,
-        "model": str(name or "a program"),
+        "model": "a program" if program.config is None else program.config.model,
         "img_size": list(program.preprocess.input_size[1:]),
     }
 

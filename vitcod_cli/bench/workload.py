@@ -50,10 +50,13 @@ def forward_pass(model: VisionTransformer | Program, batch_size: int, runtime: R
     """Inference on one batch that is on the device already."""
     model.eval()
     images = runtime.to_device(synthetic_images(model, batch_size, runtime.device))
+    call: Callable[[Tensor], Tensor] = model
+    if isinstance(model, Program):  # how images are made for it is no matter of the program
+        call, images = model.run, model.inputs_of(images)
 
     def run() -> None:
         with torch.inference_mode(), runtime.autocast():
-            model(images)
+            call(images)
 
     yield Work(run, lambda: None)
 
@@ -94,16 +97,12 @@ def training_step(
         forget()
 
 
-def for_inference(
-    model: VisionTransformer | Program, dtype: torch.dtype = torch.float32
-) -> VisionTransformer | Program:
+def for_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> VisionTransformer:
     """What ``eval`` runs: ``model`` itself, or a copy that is prepared and shares what weights it can.
 
     Args:
         dtype: what attention is computed in.
     """
-    if isinstance(model, Program):
-        return model
     if dtype == torch.float32 and all(
         layer.svd_type == "none" and layer.keep is None for layer in attentions(model)
     ):

@@ -25,6 +25,7 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
 
     hints = type_hints(context)
     del hints["config"], hints["help_all"]
+    of_files = {option.name for option in context.obj if str(option.info.metavar).endswith("...")}
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     for line, key, item in read_values(value, "--config", skip=ABOUT):
@@ -41,7 +42,9 @@ def read_config(context: typer.Context, value: str | None) -> str | None:
         values[name] = item
     context.default_map = {
         # A null, as a run's config.yaml has for what wasn't given, leaves the default.
-        key: _checked(item, hints[key], f"--config {value}: {key}")
+        key: _checked(
+            [item] if key in of_files and isinstance(item, str) else item, hints[key], f"--config {value}: {key}"
+        )
         for key, item in values.items()
         if item is not None
     }

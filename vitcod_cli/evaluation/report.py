@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.names import cells, distinct, padded
 from vitcod_cli.evaluation.paired import PairedDifference, accuracy_interval
 
 _WIDTH = 80
@@ -19,7 +20,8 @@ class ModelReport:
 
     Attributes:
         name: short, for tables; no two are alike.
-        about: what it is: checkpoint, mask, their checksums, sparsity, architecture, number of parameters.
+        about: what it is: checkpoint, mask, their checksums, sparsity, architecture, number of parameters; and of
+            what the report says of all models, what is otherwise for this one.
         agreement, kl, difference: against the reference; None where the model was alone.
     """
 
@@ -63,52 +65,76 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: of one model alone flat, else ``models`` beside what they share."""
         if self.alone:
-            return {**self.models[0].to_dict(), **self.about}
+            only = self.models[0].to_dict()
+            return {**only, **{name: value for name, value in self.about.items() if name not in only}}
         return {"models": [{"name": model.name, **model.to_dict()} for model in self.models], **self.about}
 
     def lines(self) -> list[str]:
         """The published code's line of one model alone; else a table of at most 80 columns."""
         if self.alone:
             return [self.models[0].evaluation.line()]
-        quality = "Acc@1" if self.labelled else "agree"
-        header = f"{'model':29} {'sparsity':>8} {quality:>6} {'loss':>6} {'agree':>6} {'to first [95 %]':>20}"
-        if not self.labelled:
-            header = f"{'model':46} {'sparsity':>8} {'agree':>7} {'loss':>7} {'KL':>8}"
-        lines = [header, "-" * len(header)]
-        for place, model in enumerate(self.models):
-            lines.append(self._line(model, first=place == 0))
-        return [*lines, "", *textwrap.wrap(self._footnote(), _WIDTH)]
+        columns = self._labelled_columns() if self.labelled else self._unlabelled_columns()
+        widths = [max(map(len, column)) for column in columns]
+        room = _WIDTH - sum(width + 1 for width in widths)
+        names = ["model", *distinct([model.name for model in self.models], room)]
+        width = max(map(cells, names))
+        lines = [
+            " ".join(
+                [padded(name, width), *(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))]
+            ).rstrip()
+            for name, *texts in zip(names, *columns, strict=True)
+        ]
+        rule = "-" * (width + sum(width + 1 for width in widths))
+        return [lines[0], rule, *lines[1:], "", *textwrap.wrap(self._footnote(), _WIDTH)]
 
-    def _line(self, model: ModelReport, *, first: bool) -> str:
-        sparsity, evaluation = model.about.get("sparsity") or 0.0, model.evaluation
-        assert model.agreement is not None
-        if not self.labelled:
-            return (
-                f"{shortened(model.name, 46):46} {sparsity:8.1%} {model.agreement:7.2f} {evaluation.loss:7.3f} "
-                f"{model.kl:8.4f}"
-            )
-        difference = "" if first or model.difference is None else str(model.difference)
-        return (
-            f"{shortened(model.name, 29):29} {sparsity:8.1%} {evaluation.acc1:6.2f} {evaluation.loss:6.3f} "
-            f"{model.agreement:6.1f} {difference:>20}"
-        ).rstrip()
+    def _labelled_columns(self) -> list[list[str]]:
+        """Texts of each column, its head first."""
+        models = self.models
+        differences = [model.difference for model in models]
+        return [
+            ["sparse", *map(_sparsity, models)],
+            ["Acc@1", *(f"{model.evaluation.acc1:.2f}" for model in models)],
+            ["Acc@5", *(f"{model.evaluation.acc5:.2f}" for model in models)],
+            ["loss", *(_number(model.evaluation.loss) for model in models)],
+            ["agree", *(f"{model.agreement or 0:.1f}" for model in models)],
+            ["to first [95 %]", *("" if one is None else str(one) for one in differences)],
+            ["p", *("" if one is None else _probability(one.p) for one in differences)],
+        ]
+
+    def _unlabelled_columns(self) -> list[list[str]]:
+        models = self.models
+        intervals = [accuracy_interval(model.agreement or 0, model.evaluation.images) for model in models]
+        return [
+            ["sparse", *map(_sparsity, models)],
+            ["agree", *(f"{model.agreement or 0:.2f}" for model in models)],
+            ["[95 %]", "", *(f"[{low:.1f}, {high:.1f}]" for low, high in intervals[1:])],
+            ["loss", *(_number(model.evaluation.loss) for model in models)],
+            ["KL", *(_number(model.kl or 0) for model in models)],
+        ]
 
     def _footnote(self) -> str:
         images = self.models[0].evaluation.images
         if not self.labelled:
             return (
                 f"On {images} images without labels; agree: percent for which the first choice is that of the "
-                "first model; the loss is against that choice, KL the divergence from its probabilities, in nats."
+                "first model, with Wilson's 95 % interval; the loss is against that choice, KL the divergence "
+                "from its probabilities, in nats."
             )
         return (
-            f"On {images} images. Agree: percent with the first choice of the first model; to first: points of "
-            "Acc@1 on the same images, with the 95 % interval of Agresti and Min."
+            f"On {images} images. agree: percent with the first choice of the first model; to first: points of "
+            "Acc@1 on the same images, with the 95 % interval of Agresti and Min; p: McNemar's exact test, the "
+            "probability of such a difference between models that are equally good."
         )
 
 
-def shortened(name: str, width: int) -> str:
-    """``name`` in at most ``width`` columns: its end tells more than its middle."""
-    if len(name) <= width:
-        return name
-    end = (width - 3) * 2 // 3
-    return f"{name[: width - 3 - end]}...{name[-end:]}"
+def _sparsity(model: ModelReport) -> str:
+    return f"{model.about.get('sparsity') or 0.0:.1%}"
+
+
+def _number(value: float) -> str:
+    """Three decimals, of what isn't huge."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
+
+
+def _probability(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else "<0.001"

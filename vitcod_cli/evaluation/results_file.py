@@ -57,7 +57,7 @@ def add_results(path: str, report: EvaluationReport) -> None:
 
 
 def _is_json(path: str) -> bool:
-    return Path(path).suffix == ".json"
+    return Path(path).suffix.lower() == ".json"
 
 
 def _rows_before(path: str) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _row(model: ModelReport, report: EvaluationReport) -> dict[str, Any]:
         "checkpoint": about["checkpoint"],
         "mask": about["mask"] or "",
         "sparsity": about["sparsity"],
-        "svd_type": about["svd_type"],
+        "svd_type": about["svd_type"] or "",
         "loss": round(evaluation.loss, 6),
         "images": evaluation.images,
         "agreement": "" if model.agreement is None else round(model.agreement, 4),
@@ -118,7 +118,7 @@ def _row(model: ModelReport, report: EvaluationReport) -> dict[str, Any]:
         "high": "" if difference is None else round(difference.high, 4),
         "p": "" if difference is None else difference.p,
         "against": "" if report.alone else report.models[0].about["checkpoint"],
-        "precision": shared["precision"],
+        "precision": about.get("precision", shared["precision"]),
         "data_path": shared["data"]["path"],
         "split": shared["data"]["split"],
     }

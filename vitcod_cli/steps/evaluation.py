@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitcod_cli.artifacts.describe import describe
 from vitcod_cli.artifacts.files import sha256_of
+from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.waiting import Waiting
-from vitcod_cli.distributed import on_main
+from vitcod_cli.distributed import gather_objects, on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation import accuracy as measuring
 from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.names import names_of
 from vitcod_cli.evaluation.outcomes import compare
 from vitcod_cli.evaluation.paired import paired_difference
 from vitcod_cli.evaluation.programs import Program, is_program, load_program
@@ -66,6 +68,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             on_main(lambda: check_results_file(str(options.results_file)))
         subjects = _subjects(options, runtime, reporter)
         first = subjects[0]
+        _check_choices(subjects)
         _check_alike(subjects)
         images = open_dataset(options.data, options.split, num_classes=first.classes, reporter=reporter)
         if not images.labelled and options.is_of_one_model:
@@ -84,14 +87,15 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             )
         )
         runtime.advise(reporter)
-        begun = time.monotonic()
         networks = [_network(subject, first, runtime) for subject in subjects]
+        begun = time.monotonic()
         if options.is_of_one_model:
             models = [first.report(measuring.evaluate(networks[0], loader, runtime, reporter))]
         else:
             models = _compared(subjects, networks, loader, images, runtime=runtime, reporter=reporter)
         seconds = time.monotonic() - begun
-        about = _about(options, first.preprocess, images, runtime)
+        about = _about(options, subjects, images, runtime)
+        about["data"]["images"] = models[0].evaluation.images
         about["images_per_second"] = round(models[0].evaluation.images / seconds, 1)
         report = EvaluationReport(models, options.is_of_one_model, images.labelled, about)
         if options.results_file is not None:
@@ -102,17 +106,14 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model that is evaluated.
-
-    Attributes:
-        classes: of its logits; None where that isn't known.
-    """
+    """A model that is evaluated."""
 
     name: str
     network: VisionTransformer | Program
     preprocess: Preprocess
-    classes: int | None
+    classes: int
     about: dict[str, Any]
+    config: ModelConfig | None
 
     def report(self, evaluation: Evaluation, **against: Any) -> ModelReport:
         return ModelReport(self.name, self.about, evaluation, **against)
@@ -120,31 +121,35 @@ class _Subject:
 
 def _subjects(options: EvalOptions, runtime: Runtime, reporter: Reporter) -> list[_Subject]:
     """The models, the reference first."""
-    asked = [(options.model, "--checkpoint", checkpoint, mask) for checkpoint, mask in options.pairs]
-    if options.against is not None:
-        asked.insert(0, (ModelSettings(), "--against", options.against, None))
-    names = _names([(checkpoint, mask) for _, _, checkpoint, mask in asked])
-    return [
-        _program(name, options, flag, checkpoint, mask)
+    names = names_of(options.pairs, options.against)
+    subjects = [
+        _program(name, options, "--checkpoint", checkpoint, mask)
         if is_program(checkpoint)
-        else _model(name, settings, flag, checkpoint, mask, options=options, reporter=reporter)
-        for name, (settings, flag, checkpoint, mask) in zip(names, asked, strict=True)
+        else _model(name, options, "--checkpoint", checkpoint, mask, reporter=reporter)
+        for name, (checkpoint, mask) in zip(names[-len(options.pairs) :], options.pairs, strict=True)
     ]
+    against = options.against
+    if against is None:
+        return subjects
+    if is_program(against):
+        return [_program(names[0], options, "--against", against, None), *subjects]
+    like = next((one.config for one in subjects if one.config is not None), None)
+    return [_model(names[0], options, "--against", against, None, reporter=reporter, like=like), *subjects]
 
 
 def _model(
     name: str,
-    settings: ModelSettings,
+    options: EvalOptions,
     flag: str,
     checkpoint: str,
     mask: str | None,
     *,
-    options: EvalOptions,
     reporter: Reporter,
+    like: ModelConfig | None = None,
 ) -> _Subject:
-    if flag == "--against":  # a file that doesn't say what it holds: perhaps what --model says
-        settings = settings.changed(model=options.model.model) if _says_nothing(checkpoint) else settings
-    model = load_model(settings, checkpoint, flag=flag, reporter=reporter, mask=mask)
+    """``like``: for a reference, which has nothing from ``--model``; see :func:`load_model`."""
+    settings = options.model if flag == "--checkpoint" else ModelSettings()
+    model = load_model(settings, checkpoint, flag=flag, reporter=reporter, mask=mask, like=like)
     keep, config = keep_mask(model), model_config(model)
     about = {
         **_files(checkpoint, mask),
@@ -153,32 +158,25 @@ def _model(
         "model_config": config.to_dict(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    return _Subject(name, model, preprocess_of(model, options.data), model.num_classes, about)
-
-
-def _says_nothing(checkpoint: str) -> bool:
-    """Whether a checkpoint can't name its model: only ours do without a doubt."""
-    description = describe(checkpoint) if Path(checkpoint).is_file() else None
-    return description is None or not description.own
+    return _Subject(name, model, preprocess_of(model, options.data), model.num_classes, about, config)
 
 
 def _program(name: str, options: EvalOptions, flag: str, path: str, mask: str | None) -> _Subject:
     if mask is not None:
         raise VitcodError(f"--mask can't be put into the program {flag} {path}; export it with its mask.")
-    program = load_program(path, flag, trusted=options.trust_program)
-    config = program.info.get("model_config")
-    config = config if isinstance(config, dict) else {}
-    classes = config.get("num_classes")
+    program = load_program(path, flag, trusted=options.trust_program, settings=options.model)
+    config = program.config
     about = {
         **_files(path, None),
         "sparsity": program.sparsity or 0.0,
-        "svd_type": config.get("svd_type", "none"),
-        "model_config": config,
+        "svd_type": None if config is None else config.svd_type,
+        "model_config": None if config is None else config.to_dict(),
         "parameters": None,
+        # Whatever the models beside it do.
+        "precision": "float32",
+        "device": "cpu",
     }
-    return _Subject(
-        name, program, program.preprocess_with(options.data), classes if isinstance(classes, int) else None, about
-    )
+    return _Subject(name, program, program.preprocess_with(options.data), program.classes, about, config)
 
 
 def _files(checkpoint: str, mask: str | None) -> dict[str, Any]:
@@ -193,14 +191,14 @@ def _files(checkpoint: str, mask: str | None) -> dict[str, Any]:
     }
 
 
-def _names(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Short names that tell all of ``pairs`` apart: the last parts of their paths, as many as it takes."""
-    paths = [Path(f"{checkpoint} + {Path(mask).name}" if mask else checkpoint) for checkpoint, mask in pairs]
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number}: {path}" for number, path in enumerate(paths, 1)]
+def _check_choices(subjects: Sequence[_Subject]) -> None:
+    """Raise a VitcodError if there is a model that gives features: it chooses nothing."""
+    for subject in subjects:
+        if not subject.classes:
+            raise VitcodError(
+                f"{subject.name} has no classes to choose from, it gives features; evaluate a model with its head "
+                "(without --num-classes 0)."
+            )
 
 
 def _check_alike(subjects: Sequence[_Subject]) -> None:
@@ -216,7 +214,7 @@ def _check_alike(subjects: Sequence[_Subject]) -> None:
                 f"{theirs.crop_pct:g}: they can't be compared on the same images; evaluate them in calls of "
                 "their own."
             )
-        if None not in (first.classes, other.classes) and first.classes != other.classes:
+        if first.classes != other.classes:
             raise VitcodError(
                 f"{first.name} has {first.classes} classes and {other.name} {other.classes}; only models of the "
                 "same classes can be compared."
@@ -247,15 +245,19 @@ def _compared(
     reports = []
     for subject, own in zip(subjects, outcomes, strict=True):
         difference = None
-        if own is not reference:
+        if own is not reference and images.labelled:
             difference = paired_difference(own.hit1, reference.hit1, own.loss, reference.loss)
         reports.append(subject.report(own.evaluation, agreement=own.agreement, kl=own.kl, difference=difference))
     return reports
 
 
-def _about(options: EvalOptions, preprocess: Preprocess, images: ImageData, runtime: Runtime) -> dict[str, Any]:
+def _about(
+    options: EvalOptions, subjects: Sequence[_Subject], images: ImageData, runtime: Runtime
+) -> dict[str, Any]:
     """What the figures depend on beside the models, as plain values."""
-    data = options.data
+    data, preprocess = options.data, subjects[0].preprocess
+    unreadable = {image for process in gather_objects(list(images.bad_images.reasons)) for image in process}
+    programs = {one.network.runs_on for one in subjects if isinstance(one.network, Program)}
     return {
         "precision": str(runtime.dtype).removeprefix("torch."),
         "device": runtime.device.type,
@@ -269,11 +271,13 @@ def _about(options: EvalOptions, preprocess: Preprocess, images: ImageData, runt
             "dataset": data.dataset or "ImageNet layout",
             "split": options.split,
             "labelled": images.labelled,
+            "unreadable": len(unreadable),
         },
         "versions": {
             "vitcod": __version__,
             "torch": str(torch.__version__),
             "timm": timm.__version__,
             "python": platform.python_version(),
+            **{name: import_module(name).__version__ for name in programs - {"torch"}},
         },
     }

@@ -145,9 +145,10 @@ class EvalOptions(Settings):
         if not self.checkpoint:
             raise VitcodError("--checkpoint is needed: name the weights to evaluate.")
         if self.mask and 1 != len(self.checkpoint) != len(self.mask):
+            masks = "1 mask" if len(self.mask) == 1 else f"{len(self.mask)} masks"
             raise VitcodError(
-                f"--checkpoint names {len(self.checkpoint)} models and --mask {len(self.mask)} masks; give one "
-                "checkpoint for all masks, or as many as masks."
+                f"--checkpoint names {len(self.checkpoint)} models and --mask {masks}; give one checkpoint for "
+                "all masks, or as many checkpoints as masks."
             )
 
     @property
