@@ -42,7 +42,7 @@ class Program(nn.Module):
         outputs: numbers that it gives for an image: logits, or the features of a model without a head.
         config: the model that it was made from; None where its file doesn't say.
         sparsity: of its mask; None without one.
-        runs_on: ``onnxruntime`` or ``torch``.
+        versions: of what runs it, beside torch.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Program(nn.Module):
         takes: ProgramInput,
         info: Mapping[str, Any],
         where: str,
-        runs_on: str,
+        versions: Mapping[str, str],
     ) -> None:
         super().__init__()
         self._run, self._takes, self._where = run, takes, where
-        self.preprocess, self.batch_size, self.runs_on = takes.preprocess, takes.batch_size, runs_on
+        self.preprocess, self.batch_size, self.versions = takes.preprocess, takes.batch_size, versions
         self.config, self.sparsity = config_of(info), sparsity_in(info)
         # A first image shows now, not in the middle of an evaluation, whether it can be run.
         first = self.run(self.inputs_of(torch.zeros(1, *self.preprocess.input_size)))
@@ -158,7 +158,9 @@ def _load_onnx(path: str, where: str, settings: ModelSettings) -> Program:
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {inputs[0].name: images.numpy()})[0])
 
-    return Program(run, input_of(declared, info, settings, where), info, where, "onnxruntime")
+    return Program(
+        run, input_of(declared, info, settings, where), info, where, {"onnxruntime": onnxruntime.__version__}
+    )
 
 
 def _load_pt2(path: str, where: str, settings: ModelSettings) -> Program:
@@ -181,7 +183,7 @@ def _load_pt2(path: str, where: str, settings: ModelSettings) -> Program:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return cast(Tensor, module(images))
 
-    return Program(run, input_of(inputs[0], info, settings, where), info, where, "torch")
+    return Program(run, input_of(inputs[0], info, settings, where), info, where, {})
 
 
 def _inputs_of(program: ExportedProgram) -> list[Declared]:

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +256,7 @@ def _about(
     """What the figures depend on beside the models, as plain values."""
     data, preprocess = options.data, subjects[0].preprocess
     unreadable = {image for process in gather_objects(list(images.bad_images.reasons)) for image in process}
-    programs = {one.network.runs_on for one in subjects if isinstance(one.network, Program)}
+    programs = [one.network for one in subjects if isinstance(one.network, Program)]
     return {
         "precision": str(runtime.dtype).removeprefix("torch."),
         "device": runtime.device.type,
@@ -278,6 +277,6 @@ def _about(
             "torch": str(torch.__version__),
             "timm": timm.__version__,
             "python": platform.python_version(),
-            **{name: import_module(name).__version__ for name in programs - {"torch"}},
+            **{name: number for program in programs for name, number in program.versions.items()},
         },
     }
