@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vitcod_cli.evaluation.names import distinct, padded
 from vitcod_cli.pipeline.plan import in_words
 
 Row = Mapping[str, Any]
@@ -36,14 +37,15 @@ def sweep_lines(record: Mapping[str, Any]) -> list[str]:
     """A line a point."""
     labelled = record["data"]["labelled"]
     quality = "Acc@1" if labelled else "agreement"
-    header = f"{'model':18} {'sparsity':>8} {quality:>9} {'loss':>6} {'to dense [95 %]':>21} {'p':>7}"
+    header = f"{'model':18} {'sparsity':>8} {quality:>9} {'loss':>6} {'to dense [95 %]':>22} {'p':>7}"
     lines = ["", header, "-" * len(header)]
-    for row in record["results"]:
+    names = distinct([row["name"] for row in record["results"]], 18)
+    for row, name in zip(record["results"], names, strict=True):
         value = row["acc1"] if labelled else row["agreement"]
         difference = row["difference"]
         lines.append(
-            f"{_shortened(row['name'], 18):18} {row['sparsity']:8.1%} {value:9.2f} {row['loss']:6.3f} "
-            f"{_difference(difference):>21} {'' if difference is None else _p(difference['p']):>7}"
+            f"{padded(name, 18)} {row['sparsity']:8.1%} {value:9.2f} {row['loss']:6.3f} "
+            f"{_difference(difference):>22} {'' if difference is None else _p(difference['p']):>7}"
         )
     return [*lines, "", *_footnotes(record["results"], labelled)]
 
@@ -67,7 +69,8 @@ def _columns(rows: Sequence[Row], labelled: bool) -> list[str]:
     if not labelled:
         figures = [figure for figure in figures if figure[0] not in ("Acc@1", "Acc@5", "  to dense [95 %]")]
     columns = [["", *(name for name, _ in figures)]]
-    columns += [[_shortened(row["name"], 20), *(text(row) for _, text in figures)] for row in rows]
+    names = distinct([row["name"] for row in rows], 20)
+    columns += [[name, *(text(row) for _, text in figures)] for name, row in zip(names, rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     lines = [
         "  ".join(
@@ -105,7 +108,3 @@ def _p(value: float) -> str:
 def _share(value: float, whole: float, unit: float, letter: str) -> str:
     text = f"{value / unit:.{1 if value >= 10 * unit else 2}f} {letter}"
     return text if value == whole else f"{text} ({value / whole:.0%})"
-
-
-def _shortened(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 3] + "..."

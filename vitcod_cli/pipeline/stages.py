@@ -181,8 +181,8 @@ class Stages:
             raise
         except KeyboardInterrupt:
             self.reporter.warn(
-                f"Stopped in the stage {name}; those before it are finished. To go on, start the same command with "
-                "--resume (and without --overwrite)."
+                f"Stopped in the stage {name}; those before it are finished. To go on, start the same command "
+                "with --resume (and without --overwrite)."
             )
             raise
         self.record.finish(stage, time.monotonic() - start)
