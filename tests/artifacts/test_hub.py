@@ -84,6 +84,21 @@ def test_a_failing_upload_loses_nothing(run: Any, hub: Hub, dense: tuple[object,
     assert b"hf-hub:me/tiny" in hub.files["me/tiny"]["README.md"]
 
 
+@pytest.mark.slow
+def test_compress_uploads_what_it_made(run: Any, hub: Hub, dense: tuple[object, ...], image_folder: Path) -> None:
+    assert run(*dense).returncode == 0
+    words = ("compress", "--init-from", "run/best.safetensors", "--data-path", image_folder, "--sparsity", 0.5)
+    quick = ("--align-steps", 2, "--calibrate-steps", 2, "--calibrate-images", 6, "--calibrate-batch-size", 3)
+    done = run(*words, *quick, "--output-dir", "out", "--push-to-hub", "me/sparse", "--hub-private")
+    assert done.returncode == 0, done.stderr
+    card = hub.files["me/sparse"]["README.md"].decode()
+    assert "of the attention entries are pruned" in card
+    there = run(
+        "eval", "--checkpoint", "hf-hub:me/sparse", "--against", "run/best.safetensors", "--json", *words[3:5]
+    )
+    assert there.returncode == 0, there.stderr
+
+
 @pytest.mark.parametrize(
     ("repo", "environment", "message"),
     [

@@ -25,7 +25,7 @@ _MEASURED = 0.7
 """Seconds that each cost is measured for."""
 
 _IMPORTANCE = 15
-"""Passes over an image that its importance costs, about (docs/research.md)."""
+"""Evaluations of an image that take as long as its importance, about."""
 
 _PASSES_OF_TRAINING = 4
 """Forward passes that a training step takes as long as, with the teacher's."""

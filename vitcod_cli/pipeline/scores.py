@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,16 @@ class Scores:
 
     def milliseconds(self, rows: list[dict[str, Any]]) -> list[Spread]:
         """Time of an image for the model of each row, measured here by turns, in batches of eight."""
-        passes = []
-        with_models = [self._ready(self.folder / row["checkpoint"]) for row in rows]
-        from contextlib import ExitStack
-
-        with ExitStack() as stack, self._reporter.progress("time", None, unit="passes"):
-            works = [
-                stack.enter_context(forward_pass(model, _TIMED_BATCH, self._runtime)) for model in with_models
-            ]
-            passes = [work.run for work in works]
-            for run in passes:
-                run()
+        models = [self._ready(self.folder / row["checkpoint"]) for row in rows]
+        with ExitStack() as stack:
+            works = [stack.enter_context(forward_pass(model, _TIMED_BATCH, self._runtime)) for model in models]
+            for work in works:
+                work.run()  # to warm up
             seconds = time_interleaved(
-                passes, repeats=6, seconds=_TIMED_SECONDS, synchronize=self._runtime.synchronize
+                [work.run for work in works],
+                repeats=6,
+                seconds=_TIMED_SECONDS,
+                synchronize=self._runtime.synchronize,
             )
         return from_main([Spread.of([1000 * value / _TIMED_BATCH for value in times]) for times in seconds])
 

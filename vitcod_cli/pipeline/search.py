@@ -12,7 +12,7 @@ LEAST, MOST = 10, 99
 _START = 90
 _TRIES = 7
 _EXPONENT = 1.3
-"""Of the first guess: what a mask costs grows about like density^-1.3 (docs/research.md)."""
+"""Of the second try, when one drop is known: a guess, that what a mask costs grows like density^-1.3."""
 
 
 @dataclass(frozen=True)
