@@ -76,7 +76,11 @@ def test_examples_are_command_lines(command: str) -> None:
     assert words[:2] == ["vitcod", command]
     context = _load(command).make_context(command, words[2:])
     settings = options_type(_function(command)).from_flat(
-        {name: value for name, value in context.params.items() if name not in ("config", "help_all")}
+        {
+            name: value
+            for name, value in context.params.items()
+            if name not in ("config", "config_shared", "help_all")
+        }
     )
     assert isinstance(settings, Settings)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from vitcod_cli.cli.coerce import bare
-from vitcod_cli.cli.config import ConfigOption
+from vitcod_cli.cli.config import ConfigOption, SharedConfigOption
 from vitcod_cli.cli.launch import check_agreement, check_count, is_launched, launch
 from vitcod_cli.cli.streams import reserved_stdout
 from vitcod_cli.place import check_environment
@@ -58,11 +58,14 @@ def flatten(function: Command) -> Callable[..., None]:
     options = options_type(function)
     parameters = [_parameter(option) for option in options_of(options).values()]
     parameters.append(_keyword("config", None, ConfigOption))
+    parameters.append(_keyword("config_shared", None, SharedConfigOption))
     parameters.append(_keyword("help_all", False, HelpAllOption))
     parameters.append(_keyword("context", inspect.Parameter.empty, typer.Context))
     function = reserved_stdout()(function)  # what libraries print meanwhile is no result
 
-    def command(*, context: typer.Context, config: str | None, help_all: bool, **values: Any) -> None:
+    def command(
+        *, context: typer.Context, config: str | None, config_shared: str | None, help_all: bool, **values: Any
+    ) -> None:
         check_environment()
         settings = options.from_flat(values)
         processes = values.get("nproc_per_node", 1)
