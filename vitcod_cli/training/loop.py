@@ -252,12 +252,14 @@ class Loop:
 
     def _report(self, metrics: dict[str, Any], improved: bool) -> None:
         assert self.position.last is not None
-        parts = [f"Epoch {metrics['epoch']}: {self.position.last.line()}"]
+        trained = metrics["epoch"] > 0
+        what = f"Epoch {metrics['epoch']}" if trained else "Without training"
+        parts = [f"{what}: {self.position.last.line()}"]
         if "train_loss" in metrics:
             parts.append(f"train loss {metrics['train_loss']:.3f}")
         if "ema_acc1" in metrics:
             parts.append(f"EMA weights Acc@1 {metrics['ema_acc1']:.3f}")
-        if improved and self.position.best is not None:
+        if improved and trained and self.position.best is not None:
             parts.append(f"the {'EMA' if self.position.best.ema else 'raw'} weights are the best so far")
         self.reporter.info(", ".join(parts))
 

@@ -294,7 +294,8 @@ def _result(position: Position, run: RunDirectory, reporter: Reporter) -> FitRes
     best, last = position.best, position.last
     assert best is not None
     assert last is not None
-    reporter.info(f"Best: epoch {best.epoch}, in {run.best}; the last is in {run.last}.")
+    where = f"Best: epoch {best.epoch}, in {run.best}; the last is in {run.last}."
+    reporter.info(where if position.epoch or best.epoch else f"The model is in {run.best}, and in {run.last}.")
     return FitResult(best.evaluation, last, best.epoch, position.epoch, run.best, best.ema)
 
 
