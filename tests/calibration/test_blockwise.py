@@ -14,7 +14,7 @@ from torch import nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.calibration import block_fit
-from vitcod_cli.calibration.block_fit import fitted_parameters, learning_rate_factor
+from vitcod_cli.calibration.block_fit import BlockReport, fitted_parameters, learning_rate_factor
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import checked_teacher
 from vitcod_cli.calibration.objective import PREFIX_SHARE, OutputLoss
@@ -118,6 +118,28 @@ def test_a_block_that_diverges_keeps_its_best_state_and_is_named(
     assert len(reporter.warnings) == 3
     assert reporter.warnings[0].startswith(f"Block 1: {how}")
     assert reporter.warnings[-1].startswith("Calibration made no block better on held-out images")
+
+
+def test_blocks_that_were_put_back_are_counted(tiny_config: ModelConfig) -> None:
+    class Listener(SilentReporter):
+        told = ""
+
+        def info(self, text: str) -> None:
+            self.told += text
+
+    teacher, student = teacher_and_student(tiny_config)
+    reporter = Listener()
+    calibrate(
+        student,
+        teacher,
+        calibration_images(),
+        CalibrationSettings(calibrate_steps=4, calibrate_lr=1e9),
+        scope="block",
+        runtime=RUNTIME,
+        reporter=reporter,
+        finished=[BlockReport(0, before=2.0, after=1.0, seconds=0.1)],
+    )
+    assert "made 1 of 2 blocks better on held-out images; the others were put back as they were" in reporter.told
 
 
 def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(tiny_config: ModelConfig) -> None:

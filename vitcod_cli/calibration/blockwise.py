@@ -101,13 +101,19 @@ def calibrate(
             reports.append(report)
             on_block(report)
     stop.where = ""
-    _tell_of_failure(reports, reporter)
+    _tell_of_success(reports, reporter)
     return reports
 
 
-def _tell_of_failure(reports: list[BlockReport], reporter: Reporter) -> None:
-    """Warn if no block was fitted with success, though there was something to gain."""
-    if any(report.before > 0 for report in reports) and not any(report.improved for report in reports):
+def _tell_of_success(reports: list[BlockReport], reporter: Reporter) -> None:
+    """Say how many blocks were put back as they were; warn if all were, though there was something to gain."""
+    improved = sum(report.improved for report in reports)
+    if 0 < improved < len(reports):
+        reporter.info(
+            f"Calibration made {improved} of {len(reports)} blocks better on held-out images; the others were put "
+            "back as they were."
+        )
+    elif any(report.before > 0 for report in reports) and not improved:
         reporter.warn(
             "Calibration made no block better on held-out images: the weights stay as they were. Try another "
             "--calibrate-lr, more --calibrate-images or more --calibrate-steps."
