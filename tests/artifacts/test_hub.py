@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from command_line import Cli
 from hub_server import TOKEN, Hub, hub_server
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
@@ -143,8 +144,8 @@ def test_what_is_not_on_the_hub(run: Any, hub: Hub, image_folder: Path, tmp_path
         assert message in refused.stderr
 
 
-def test_the_card_of_a_run(run: Any, dense: tuple[object, ...], image_folder: Path, tmp_path: Path) -> None:
-    assert run(*dense).returncode == 0
+def test_the_card_of_a_run(cli: Cli, dense: tuple[object, ...], image_folder: Path, tmp_path: Path) -> None:
+    assert cli(*dense).code == 0
     path = tmp_path / "run/README.md"
     text = path.read_text()
     front = yaml.safe_load(text.split("---\n")[1])
@@ -155,9 +156,9 @@ def test_the_card_of_a_run(run: Any, dense: tuple[object, ...], image_folder: Pa
     assert result["metrics"][0]["name"] == "Acc@1"
     assert f"vitcod finetune-dense --model deit_tiny_patch16_224 --model-kwargs {' '.join(KWARGS[1:])}" in text
     # Ours is replaced; somebody else's is left alone.
-    assert run(*dense, "--overwrite").returncode == 0
+    assert cli(*dense, "--overwrite").code == 0
     path.write_text("mine")
-    assert run(*dense, "--overwrite").returncode == 0
+    assert cli(*dense, "--overwrite").code == 0
     assert path.read_text() == "mine"
 
 
