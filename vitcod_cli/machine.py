@@ -1,8 +1,10 @@
-"""How much memory there is left on this machine, and how many processes share it."""
+"""What this machine is: its CPU, how much memory is left, and how many processes share it."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,26 @@ if TYPE_CHECKING:
 _CGROUP = Path("/sys/fs/cgroup")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def cpu_name() -> str:
+    """The processor's model name, or at least its architecture."""
+    return _of_the_cpu("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> frozenset[str]:
+    """Instruction sets that the CPU has, as Linux spells them; empty elsewhere."""
+    return frozenset((_of_the_cpu("flags") or _of_the_cpu("Features")).split())
+
+
+def _of_the_cpu(field: str) -> str:
+    """A line of what Linux says of the first core; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def available_memory() -> int | None:

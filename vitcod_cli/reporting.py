@@ -8,9 +8,13 @@ than rank 0 pass :class:`SilentReporter`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&]token=)[^&\s'\")]+", re.IGNORECASE)
+"""In an address: who one is, with a password perhaps, or a token."""
 
 _BLANKS = " \u00a0\u3000"
 
@@ -26,6 +30,11 @@ def visible(text: str) -> str:
     return "".join(
         char if char.isprintable() or char in _BLANKS else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def without_secrets(text: str) -> str:
+    """``text`` whose addresses say neither a password nor a token: for what is kept, or shown to others."""
+    return _SECRET.sub("...", text)
 
 
 class Progress(Protocol):

@@ -160,12 +160,18 @@ class Settings:
             arguments[name] = group.from_flat({key: value for key, value in values.items() if key in own})
         return cls(**arguments)
 
-    def arguments(self) -> list[str]:
-        """The command line that gives these settings: everything that isn't the default."""
+    def arguments(self, *, lasting: bool = False) -> list[str]:
+        """The command line that gives these settings: everything that isn't the default.
+
+        Args:
+            lasting: as whoever starts afresh types it, without ``--resume`` and ``--overwrite``.
+        """
         options = options_of(type(self))
         arguments: list[str] = []
         for name, value in self.flat().items():
             option = options[name]
+            if lasting and name in _NOT_RECORDED:
+                continue
             if option.default is dataclasses.MISSING or value != option.default:
                 arguments += _as_arguments(option.info, value)
         return arguments

@@ -16,7 +16,7 @@ from command_line import ROOT, Cli
 
 from vitcod_cli import __version__
 from vitcod_cli.cli.app import COMMANDS, _load
-from vitcod_cli.cli.first import FIRST
+from vitcod_cli.cli.first_screen import FIRST
 from vitcod_cli.cli.options import options_type
 from vitcod_cli.settings import Settings, options_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from vitcod_cli.evaluation.names import distinct, names_of, padded
+from vitcod_cli.evaluation.names import distinct, names_of
 
 
 def test_the_parts_of_a_path_that_it_takes() -> None:
@@ -39,7 +39,6 @@ def test_no_two_are_alike(case: str, width: int) -> None:
     shown = distinct(CASES[case], width)
     assert len(set(shown)) == len(shown)
     assert all(cell_len(name) <= width and name.isprintable() for name in shown)
-    assert {cell_len(padded(name, width)) for name in shown} == {width}
 
 
 def test_what_fits_stays() -> None:

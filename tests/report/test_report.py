@@ -113,6 +113,29 @@ def test_the_figures_of_compress(cli: Cli) -> None:
     assert "ab" * 8 in text
 
 
+def test_it_tells_no_passwords(cli: Cli) -> None:
+    address = "https://me:hunter2@example.org/deit.pth?token=hunter3"
+    stage = {"name": "dense", "command": f"vitcod finetune-lowrank --init-from {address}", "output": "x"}
+    write(record(command=f"vitcod compress --init-from {address}", stages=[stage]))
+    assert cli("report", "out").code == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "example.org/deit.pth" in page
+    assert "hunter" not in page
+
+
+def test_only_the_finished_model_is_read(cli: Cli) -> None:
+    write(record())
+    for name in ("allocated_0.90", "allocated_0.95"):
+        write('{"epoch": 1, "acc1": 50}', "metrics.jsonl", f"out/{name}")
+        write("no checkpoint", "best.safetensors", f"out/{name}")
+    outcome = cli("report", "out")
+    assert outcome.code == 1
+    assert "allocated_0.90/best.safetensors" in outcome.err
+    Path("out/allocated_0.90/best.safetensors").unlink()
+    assert cli("report", "out").code == 0
+    assert "allocated_0.95" not in read().text
+
+
 def test_a_sweep_has_its_curves(cli: Cli) -> None:
     points = [
         row(f"{method}_{sparsity:.2f}", method, sparsity, 77.25 - 8 * sparsity - (method == "info"))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +14,8 @@ from vitcod_cli.accelerator.run import FLAG, check_options, order_of, shape_of
 from vitcod_cli.accelerator.settings import SimulateOptions
 from vitcod_cli.accelerator.workload import Counts
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map
-from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.mask import Mask, read_mask
+from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.errors import VitcodError, did_you_mean, shown
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.polarize import check_threshold
@@ -130,17 +127,3 @@ def _mask_settings(method: str, sparsity: float) -> MaskSettings:
 
 def _mask(values: Row, attention_map: AttentionMap) -> Mask:
     return generate_mask(attention_map, _mask_settings(values["method"], values["sparsity"]), QUIET)
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """As CSV or JSON, by the name of the file."""
-    if path.suffix.lower() == ".json":
-        text = json.dumps(rows, indent=2)
-    else:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = buffer.getvalue()
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

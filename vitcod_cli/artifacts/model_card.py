@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from typing import Any
 import yaml
 
 from vitcod_cli.artifacts.files import atomic_path, sha256_of
+from vitcod_cli.artifacts.hub import REPOSITORY
+from vitcod_cli.artifacts.run_files import CARD, CARD_MARK, is_our_card
 from vitcod_cli.artifacts.safetensors_file import open_safetensors
 from vitcod_cli.reporting import visible
 from vitcod_cli.version import __version__
 
-FILE = "README.md"
-
-_MARK = "<!-- written by vitcod; leave this line out, and vitcod will not replace the file -->"
 _NO_MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in r"\`*_{}[]<>#|!"})
 
 
@@ -59,14 +56,7 @@ class CardModel:
         return config if isinstance(config, Mapping) else {}
 
 
-def model_card(
-    model: CardModel,
-    *,
-    command: str = "",
-    dataset: str | None = None,
-    labelled: bool = True,
-    repo: str = "OWNER/NAME",
-) -> str:
+def model_card(model: CardModel, *, command: str = "", dataset: str | None = None, labelled: bool = True) -> str:
     """The text of the card.
 
     Args:
@@ -79,11 +69,11 @@ def model_card(
     front = yaml.safe_dump(_front_matter(model, name, data, labelled), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{front}---",
-        _MARK,
+        CARD_MARK,
         f"# {_plain(name)}, {_treatment(model)}",
         _description(model),
         _figures(model, data, labelled),
-        _usage(repo),
+        _USAGE,
         _making(model, command),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -91,18 +81,11 @@ def model_card(
 
 def write_model_card(folder: Path, text: str) -> None:
     """Write the card into ``folder``, unless there is a README that isn't ours, or leads elsewhere."""
-    path = folder / FILE
-    if path.is_symlink() or (path.exists() and not is_ours(path)):
+    path = folder / CARD
+    if path.is_symlink() or (path.exists() and not is_our_card(path)):
         return
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a README was written here."""
-    with suppress(OSError), open(path, "rb") as file:
-        return _MARK.encode() in file.read(1 << 16)
-    return False
 
 
 def _front_matter(model: CardModel, name: str, data: str | None, labelled: bool) -> dict[str, Any]:
@@ -171,21 +154,16 @@ def _figures(model: CardModel, data: str | None, labelled: bool) -> str:
     return "\n".join(["## Figures", "", where, "", "| | |", "|---|---|", *rows])
 
 
-def _usage(repo: str) -> str:
-    return "\n".join(
-        [
-            "## Use",
-            "",
-            "    pip install vitcod",
-            "",
-            "    import vitcod_cli",
-            f'    model = vitcod_cli.load("hf-hub:{repo}")',
-            "    logits = model(model.transform(image)[None])",
-            "",
-            f"`vitcod export --checkpoint hf-hub:{repo} --output model.onnx` makes a program of it that needs "
-            "neither vitcod nor timm. Plain timm can't load the file where it holds auto-encoders or a mask.",
-        ]
-    )
+_USAGE = f"""## Use
+
+    pip install vitcod
+
+    import vitcod_cli
+    model = vitcod_cli.load("hf-hub:{REPOSITORY}")
+    logits = model(model.transform(image)[None])
+
+`vitcod export --checkpoint hf-hub:{REPOSITORY} --output model.onnx` makes a program of it that needs neither
+vitcod nor timm. Plain timm can't load the file where it holds auto-encoders or a mask."""
 
 
 def _making(model: CardModel, command: str) -> str:
@@ -215,9 +193,3 @@ def _plain(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def shown_command(command: str, arguments: Sequence[str]) -> str:
-    """A command line for a card: of paths, which say how somebody's machine is laid out, the last part."""
-    words = [os.path.basename(os.path.normpath(word)) if os.path.isabs(word) else word for word in arguments]
-    return shlex.join(["vitcod", command, *words])

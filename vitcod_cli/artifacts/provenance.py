@@ -7,6 +7,15 @@ from urllib.parse import urlsplit
 
 from vitcod_cli.artifacts.download import is_url
 from vitcod_cli.artifacts.files import sha256_of
+from vitcod_cli.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that its results depend on."""
+    import timm
+    import torch
+
+    return {"vitcod": __version__, "torch": str(torch.__version__), "timm": timm.__version__}
 
 
 def provenance(made_by: str, source: str) -> dict[str, str]:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vitcod_cli.artifacts.model_card import FILE as CARD
-from vitcod_cli.artifacts.model_card import is_ours
 from vitcod_cli.artifacts.run_lock import is_lock
 from vitcod_cli.errors import VitcodError
 
@@ -20,6 +18,9 @@ BOUNDARY = "epoch.safetensors"
 """The last state between two epochs, while the newest one lies inside an epoch."""
 CALIBRATION = "calibration.safetensors"
 """The finished blocks of a calibration, until there is a state."""
+CARD = "README.md"
+"""The model's card, if :data:`CARD_MARK` is in it; else it is somebody's own."""
+CARD_MARK = "<!-- written by vitcod; leave this line out, and vitcod will not replace the file -->"
 WANDB_ID = "wandb-id.txt"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 # What a run can be continued from goes first: whatever is left of an old run is not taken for a whole one.
@@ -91,11 +92,18 @@ def _is_ours(config: Path) -> bool:
     return False
 
 
+def is_our_card(path: Path) -> bool:
+    """Whether a README was written here."""
+    with suppress(OSError), open(path, "rb") as file:
+        return CARD_MARK.encode() in file.read(1 << 16)
+    return False
+
+
 def remove_run(folder: Path) -> None:
     """Remove what an earlier run has left in ``folder``, but its config, which is replaced; other files stay."""
     for name in _REPLACED:
         remove_file(folder / name)
-    if is_ours(folder / CARD):
+    if is_our_card(folder / CARD):
         (folder / CARD).unlink()
     _remove_logs(folder / TENSORBOARD, re.compile(r"events\.out\.tfevents\..*"))
     identity = wandb_id(folder)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import platform
-import re
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
+from vitcod_cli.artifacts.provenance import versions
+from vitcod_cli.machine import cpu_name
 from vitcod_cli.runtime import Runtime
-from vitcod_cli.version import __version__
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
@@ -19,9 +17,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     settings, device = runtime.settings, runtime.device
     cuda = device.type == "cuda"
     return {
-        "vitcod": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
+        **versions(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda if cuda else None,
         "device": device.type,
@@ -33,12 +29,3 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "deterministic": settings.deterministic,
         "seed": settings.seed,
     }
-
-
-def cpu_name() -> str:
-    """The processor's model name, or at least its architecture."""
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1].strip() if match else platform.processor() or platform.machine()

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from vitcod_cli.cli.coerce import as_type
 from vitcod_cli.cli.config import type_hints
-from vitcod_cli.cli.first import FIRST, First
+from vitcod_cli.cli.first_screen import FIRST, First
 from vitcod_cli.cli.options import ARGUMENTS, HELP_ALL, Command, flatten, options_type
 from vitcod_cli.cli.orphans import end_with_parent
 from vitcod_cli.cli.spelling import normalizer, option_without_value, several_values

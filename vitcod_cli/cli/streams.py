@@ -15,11 +15,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.reporting import visible
+from vitcod_cli.reporting import visible, without_secrets
 
 _STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
-_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&]token=)[^&\s'\")]+", re.IGNORECASE)
-"""In an address: who one is, with a password perhaps, or a token."""
 
 
 class ReaderGoneError(VitcodError):
@@ -63,7 +61,7 @@ class Talk(_Guarded):
     def deliver(self, data: str | bytes) -> None:
         """Write ``data`` as it is, or not; but logs are kept, and an address may say a password."""
         if isinstance(data, str):
-            data = _SECRET.sub("...", data)
+            data = without_secrets(data)
         with suppress(OSError, ValueError):
             _write(self.stream, data)
 

@@ -85,12 +85,6 @@ def open_pictures(settings: DataSettings, split: Split, reporter: Reporter | Non
     return open_split(settings, split, {part: find_split(root, settings, part) for part in SPLITS}, reporter)
 
 
-def has_splits(settings: DataSettings) -> bool:
-    """Whether there is a folder of a split below ``--data-path``."""
-    root = Path(settings.data_path or "")
-    return any(find_split(root, settings, split) is not None for split in SPLITS)
-
-
 def find_split(root: Path, settings: DataSettings, split: Split) -> Path | None:
     """The folder of a split, by its name or a synonym; None where there is none."""
     return next((root / name for name in _names_of(settings, split) if os.path.isdir(root / name)), None)

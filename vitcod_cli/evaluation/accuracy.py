@@ -76,8 +76,18 @@ def evaluate(
         model.train(training)
     hits1, hits5, loss, images_seen = distributed.all_reduce_sum(sums).tolist()
     if not images_seen:
-        raise VitcodError("There is no image to evaluate on that can be read; check --data-path and the split.")
+        raise nothing_to_evaluate()
     return Evaluation(100 * hits1 / images_seen, 100 * hits5 / images_seen, loss / images_seen, int(images_seen))
+
+
+def choices(logits: Tensor) -> Tensor:
+    """The first five choices, or all with fewer classes, best first: int64 [B, 5] of logits [B, classes]."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
+def nothing_to_evaluate() -> VitcodError:
+    """That no process has an image that can be read."""
+    return VitcodError("There is no image to evaluate on that can be read; check --data-path and the split.")
 
 
 def _count(logits: Tensor, targets: Tensor) -> Tensor:
@@ -86,8 +96,7 @@ def _count(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: float32 [B, classes]. targets: int64 [B].
     """
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = top == targets[:, None]
+    hits = choices(logits) == targets[:, None]
     loss = F.cross_entropy(logits, targets, reduction="none").double().sum()
     count = torch.tensor(len(targets), dtype=torch.float64, device=logits.device)
     return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss, count])

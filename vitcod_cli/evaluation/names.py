@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from vitcod_cli.reporting import visible
 
@@ -80,25 +80,4 @@ def _cut(name: str, head: int, tail: int, width: int) -> str:
     """``name``, or its first ``head`` and last ``tail`` columns where it is wider than ``width``."""
     if cell_len(name) <= width:
         return name
-    return f"{_begin(name, head)}{_GAP}{_begin(name[::-1], tail)[::-1]}"
-
-
-def _begin(text: str, width: int) -> str:
-    """As much of ``text`` as fits."""
-    end = 0
-    for character in text:
-        width -= cell_len(character)
-        if width < 0:
-            break
-        end += 1
-    return text[:end]
-
-
-def padded(name: str, width: int) -> str:
-    """``name`` filled up to ``width`` columns."""
-    return name + " " * (width - cell_len(name))
-
-
-def cells(text: str) -> int:
-    """Columns of a terminal that ``text`` takes."""
-    return cell_len(text)
+    return f"{set_cell_size(name, head)}{_GAP}{set_cell_size(name[::-1], tail)[::-1]}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitcod_cli import distributed
-from vitcod_cli.errors import VitcodError
-from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.accuracy import Evaluation, choices, nothing_to_evaluate
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -70,15 +68,12 @@ class LabelledBy:
         self._loader, self._model, self._runtime = loader, model, runtime
         self.num_images = getattr(loader, "num_images", None)
 
-    def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]  # EvalLoader has one
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch, _ in self._loader:
             images = self._runtime.to_device(batch)
             with torch.no_grad(), self._runtime.autocast():
                 logits = self._model(images)
-            yield images, _choices(logits)[:, 0]
+            yield images, choices(logits)[:, 0]
 
 
 class Remembered(nn.Module):
@@ -135,55 +130,47 @@ def compare(
     Raises:
         VitcodError: if no process has an image that can be read.
     """
-    found: list[list[_Part]] = [[] for _ in models]
+    found: list[list[Outcomes]] = [[] for _ in models]
     with reporter.progress(description, total=getattr(loader, "num_images", None), unit="images") as progress:
         for batch, targets in loader:
             images = runtime.to_device(batch)
             with runtime.autocast():
                 logits = [model(images).float() for model in models]
-            labels = targets.to(runtime.device) if labelled else _choices(logits[0])[:, 0]
+            reference = _Reference(logits[0])
+            labels = targets.to(runtime.device) if labelled else reference.choice
             for parts, own in zip(found, logits, strict=True):
-                parts.append(_outcomes(own, labels, logits[0]))
+                parts.append(reference.outcomes(own, labels))
             progress.advance(len(targets))
     gathered = distributed.gather_objects(found)
-    outcomes = [_joined([part for process in gathered for part in process[index]]) for index in range(len(models))]
-    if not len(outcomes[0]):
-        raise VitcodError("There is no image to evaluate on that can be read; check --data-path and the split.")
-    return outcomes
+    if not any(process[0] for process in gathered):
+        raise nothing_to_evaluate()
+    return [_joined([part for process in gathered for part in process[index]]) for index in range(len(models))]
 
 
-_Part = tuple[NDArray[np.generic], ...]
+class _Reference:
+    """What a batch is compared with; logits float32 [B, classes]."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.choice = choices(logits)[:, 0]
+        self._log_probabilities = logits.double().log_softmax(dim=1)
+
+    def outcomes(self, logits: Tensor, labels: Tensor) -> Outcomes:
+        """Of a model with these logits; labels int64 [B]."""
+        top = choices(logits)
+        hits = top == labels[:, None]
+        divergence = F.kl_div(
+            logits.double().log_softmax(dim=1), self._log_probabilities, reduction="none", log_target=True
+        )
+        return Outcomes(
+            hit1=hits[:, 0].cpu().numpy(),
+            hit5=hits.any(dim=1).cpu().numpy(),
+            loss=F.cross_entropy(logits, labels, reduction="none").double().cpu().numpy(),
+            agrees=(top[:, 0] == self.choice).cpu().numpy(),
+            divergence=divergence.sum(dim=1).cpu().numpy(),
+        )
 
 
-def _outcomes(logits: Tensor, labels: Tensor, reference: Tensor) -> _Part:
-    """The fields of :class:`Outcomes` for a batch; logits float32 [B, classes], labels int64 [B]."""
-    top = _choices(logits)
-    hits = top == labels[:, None]
-    own, others = (part.double().log_softmax(dim=1) for part in (logits, reference))
-    divergence = F.kl_div(own, others, reduction="none", log_target=True)
-    parts = (
-        hits[:, 0],
-        hits.any(dim=1),
-        F.cross_entropy(logits, labels, reduction="none").double(),
-        top[:, 0] == _choices(reference)[:, 0],
-        divergence.sum(dim=1),
-    )
-    return tuple(part.cpu().numpy() for part in parts)
-
-
-def _choices(logits: Tensor) -> Tensor:
-    """The first five (or all) choices, best first: int64 [B, 5]."""
-    return logits.topk(min(5, logits.shape[1]), dim=1).indices
-
-
-def _joined(parts: Sequence[_Part]) -> Outcomes:
-    def column(place: int, kind: type[np.generic]) -> NDArray[Any]:
-        return np.concatenate([np.empty(0, kind), *(part[place] for part in parts)]).astype(kind)
-
+def _joined(parts: Sequence[Outcomes]) -> Outcomes:
     return Outcomes(
-        hit1=column(0, np.bool_),
-        hit5=column(1, np.bool_),
-        loss=column(2, np.float64),
-        agrees=column(3, np.bool_),
-        divergence=column(4, np.float64),
+        *(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Outcomes))
     )

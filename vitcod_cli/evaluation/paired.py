@@ -39,6 +39,11 @@ class PairedDifference:
     def __str__(self) -> str:
         return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
+    @property
+    def probability(self) -> str:
+        """``p`` in three decimals."""
+        return f"{self.p:.3f}" if self.p >= 0.0005 else "<0.001"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, by attribute."""
         return asdict(self)

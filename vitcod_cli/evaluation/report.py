@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
+
 from vitcod_cli.evaluation.accuracy import Evaluation
-from vitcod_cli.evaluation.names import cells, distinct, padded
+from vitcod_cli.evaluation.names import distinct
 from vitcod_cli.evaluation.paired import PairedDifference, accuracy_interval
 
 _WIDTH = 80
@@ -77,10 +79,10 @@ class EvaluationReport:
         widths = [max(map(len, column)) for column in columns]
         room = _WIDTH - sum(width + 1 for width in widths)
         names = ["model", *distinct([model.name for model in self.models], room)]
-        width = max(map(cells, names))
+        width = max(map(cell_len, names))
         lines = [
             " ".join(
-                [padded(name, width), *(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))]
+                [set_cell_size(name, width), *(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))]
             ).rstrip()
             for name, *texts in zip(names, *columns, strict=True)
         ]
@@ -98,7 +100,7 @@ class EvaluationReport:
             ["loss", *(_number(model.evaluation.loss) for model in models)],
             ["agree", *(f"{model.agreement or 0:.1f}" for model in models)],
             ["to first [95 %]", *("" if one is None else str(one) for one in differences)],
-            ["p", *("" if one is None else _probability(one.p) for one in differences)],
+            ["p", *("" if one is None else one.probability for one in differences)],
         ]
 
     def _unlabelled_columns(self) -> list[list[str]]:
@@ -134,7 +136,3 @@ def _sparsity(model: ModelReport) -> str:
 def _number(value: float) -> str:
     """Three decimals, of what isn't huge."""
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
-
-
-def _probability(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.0005 else "<0.001"

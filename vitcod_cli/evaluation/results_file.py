@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitcod_cli.artifacts.files import atomic_path, free_path
+from vitcod_cli.artifacts.files import free_path
+from vitcod_cli.artifacts.rows_file import is_json, write_rows
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
 
@@ -17,20 +18,8 @@ _LARGEST = 64 << 20
 
 COLUMNS = (
     *("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation"),
-    *(
-        "checkpoint",
-        "mask",
-        "sparsity",
-        "svd_type",
-        "loss",
-        "images",
-        "agreement",
-        "kl",
-        "difference",
-        "low",
-        "high",
-    ),
-    *("p", "against", "precision", "data_path", "split"),
+    *("checkpoint", "mask", "sparsity", "svd_type", "loss", "images", "agreement", "kl"),
+    *("difference", "low", "high", "p", "against", "precision", "data_path", "split"),
 )
 
 
@@ -45,19 +34,7 @@ def add_results(path: str, report: EvaluationReport) -> None:
     """Add a row a model, behind those that are there; written whole or not at all."""
     rows = [_row(model, report) for model in report.models]
     before = _rows_before(path) if Path(path).exists() else []
-    with atomic_path(path) as temporary:
-        if _is_json(path):
-            temporary.write_text(json.dumps([*before, *rows], indent=2) + "\n", encoding="utf-8")
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*before, *rows])
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-
-
-def _is_json(path: str) -> bool:
-    return Path(path).suffix.lower() == ".json"
+    write_rows(Path(path), [*before, *rows])
 
 
 def _rows_before(path: str) -> list[dict[str, Any]]:
@@ -70,7 +47,7 @@ def _rows_before(path: str) -> list[dict[str, Any]]:
         if Path(path).stat().st_size > _LARGEST:
             raise ValueError("it is too large")
         content = Path(path).read_text(encoding="utf-8")
-        if _is_json(path):
+        if is_json(Path(path)):
             rows = json.loads(content)
             if not isinstance(rows, list) or not all(
                 isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows

@@ -8,7 +8,8 @@ from vitcod_cli.artifacts.describe import CHECKPOINT, describe
 from vitcod_cli.artifacts.files import checked_path
 from vitcod_cli.artifacts.hub import MODEL, check_push
 from vitcod_cli.artifacts.hub import push as upload
-from vitcod_cli.artifacts.model_card import FILE, CardModel, is_ours, model_card
+from vitcod_cli.artifacts.model_card import CardModel, model_card
+from vitcod_cli.artifacts.run_files import CARD, is_our_card
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.push_settings import PushOptions
 
@@ -26,12 +27,9 @@ def push(options: PushOptions) -> str:
     path = _checkpoint(options.source)
     check_push(options.hub)
     model = CardModel.read(path)
-    beside = path.parent / FILE
-    if is_ours(beside):
-        card = beside.read_text(encoding="utf-8").replace("OWNER/NAME", options.repo)
-    else:
-        card = model_card(model, repo=options.repo)
-    return str(upload(options.hub, path, card, {"library_name": "vitcod", "model_config": dict(model.config)}))
+    beside = path.parent / CARD
+    card = beside.read_text(encoding="utf-8") if is_our_card(beside) else model_card(model)
+    return str(upload(options.hub, path, card, model.config))
 
 
 def _checkpoint(source: str) -> Path:

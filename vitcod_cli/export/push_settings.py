@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vitcod_cli.artifacts.hub import HubSettings
+from vitcod_cli.artifacts.hub_settings import HubSettings
 from vitcod_cli.settings import Settings, required, setting
 
 

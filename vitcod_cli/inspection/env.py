@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from vitcod_cli.machine import available_memory
+from vitcod_cli.machine import available_memory, cpu_features, cpu_name
 from vitcod_cli.version import __version__
 
 _PACKAGES = (
@@ -34,7 +32,7 @@ def environment() -> dict[str, Any]:
     """Plain values: versions, CPU, memory and GPUs."""
     import torch
 
-    flags = _cpu("flags") or _cpu("Features")
+    features = cpu_features()
     memory = available_memory()
     packages = {name: found for name in _PACKAGES if (found := _version(name))}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -43,10 +41,10 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": {**packages, "torch": str(torch.__version__)},  # which names its build
-        "cpu": _cpu("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cpu_features": [name for name in _FAST if name in flags.split()],
+        "cpu_features": [name for name in _FAST if name in features],
         "memory_left_gib": None if memory is None else round(memory / 2**30, 1),
         "cuda": torch.version.cuda if gpus else None,
         "gpus": gpus,
@@ -81,13 +79,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu(field: str) -> str:
-    """A line of what Linux says of the first core; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    match = re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else ""

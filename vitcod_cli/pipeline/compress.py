@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vitcod_cli.artifacts.files import atomic_path
-from vitcod_cli.artifacts.hub import check_push, push
-from vitcod_cli.artifacts.model_card import CardModel, model_card, shown_command, write_model_card
+from vitcod_cli.artifacts.hub import check_push
+from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.pipeline.options import DEFAULT_SPARSITY, CompressOptions
-from vitcod_cli.pipeline.plan import Plan, in_words
+from vitcod_cli.pipeline.plan import in_words
+from vitcod_cli.pipeline.record import Row
 from vitcod_cli.pipeline.scores import DENSE
 from vitcod_cli.pipeline.search import LEAST, Found, search
-from vitcod_cli.pipeline.setup import Setting, prepared
-from vitcod_cli.pipeline.stages import point_name
+from vitcod_cli.pipeline.setup import Prepared, prepare
+from vitcod_cli.pipeline.stages import LOW_RANK, point_name
 from vitcod_cli.reporting import QUIET, Reporter
+from vitcod_cli.steps.options import EvalOptions
 
 FILE = "compress.json"
 MODEL = "model.safetensors"
-LOW_RANK = "low-rank"
 
 
 def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[str, Any]:
@@ -33,28 +36,32 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         VitcodError: if options, weights, images and folder don't go together, the sparsity can't be reached, or
             no sparsity costs as little as ``max_drop``.
     """
-    with prepared("compress", options, FILE, reporter, lambda: check_push(options.hub)) as setting:
-        return _Compression(options, setting, reporter).run()
+    with prepare("compress", options, FILE, reporter, lambda: check_push(options.hub)) as prepared:
+        return _Compression(options, prepared, reporter).run()
 
 
 class _Compression:
-    def __init__(self, options: CompressOptions, setting: Setting, reporter: Reporter) -> None:
-        self.options, self.setting, self.reporter = options, setting, reporter
-        self.record, self.stages, self.scores = setting.record, setting.stages, setting.scores
-        self.low_rank = options.lowrank.svd_type != "none" and not setting.low_rank
-        self.start, self.map = setting.dense, Path()
+    def __init__(self, options: CompressOptions, prepared: Prepared, reporter: Reporter) -> None:
+        self.options, self.prepared, self.reporter = options, prepared, reporter
+        self.record, self.stages = prepared.record, prepared.stages
+        self.adds_heads = options.lowrank.svd_type != "none" and not prepared.is_low_rank
+        self.needs_importance = options.method == "allocated"
 
     def run(self) -> dict[str, Any]:
-        if self.options.lowrank.svd_type != "none" and self.setting.low_rank:
+        start = self.prepared.dense
+        if self.options.lowrank.svd_type != "none" and not self.adds_heads:
             self.reporter.info(f"{self.options.init_from} is low-rank already: that stage is left out.")
         self._tell_plan()
-        self._score(DENSE, self.setting.dense, None, ())
-        if self.low_rank:
-            self.start = self.stages.low_rank(self.setting.dense, self.options.lowrank)
-            row = self._score(LOW_RANK, self.start, None, (LOW_RANK,))
-            self._check_low_rank(row)
-        self.map = self.stages.attention_map(self.start, importance=self.options.method == "allocated")
-        final = self._searched() if self.options.max_drop is not None else self._point(self._sparsity)
+        self.prepared.score(DENSE, start)
+        if self.adds_heads:
+            start = self.stages.low_rank(start, self.options.lowrank)
+            self._check_low_rank(self.prepared.score(LOW_RANK, start, stages=(LOW_RANK,)))
+        attention_map = self.stages.attention_map(start, importance=self.needs_importance)
+
+        def point(sparsity: float) -> Row:
+            return self.prepared.point(start, attention_map, self.options.method, sparsity)
+
+        final = point(self._sparsity) if self.options.max_drop is None else self._searched(point)
         self._time(final)
         return self._finish(final)
 
@@ -64,16 +71,8 @@ class _Compression:
 
     def _tell_plan(self) -> None:
         """The stages and how long they will take, about."""
-        images, options = self.setting.images, self.options
-        plan = Plan.of(
-            self.setting.costs,
-            options,
-            blocks=self.setting.blocks,
-            train=len(images.train),
-            val=len(images.val),
-            importance=options.method == "allocated",
-        )
-        lines = [("low-rank heads", plan.low_rank)] if self.low_rank else []
+        options, plan = self.options, self.prepared.plan(importance=self.needs_importance)
+        lines = [("low-rank heads", plan.low_rank)] if self.adds_heads else []
         lines.append(("attention map", plan.attention_map))
         total = sum(seconds for _, seconds in lines) + plan.point
         what = f"{options.method} mask of {self._sparsity:.0%}, calibrated"
@@ -83,20 +82,10 @@ class _Compression:
             what += f", {options.epochs} epochs"
         lines.append((what, plan.point))
         self.reporter.info("Plan, with times expected here:")
-        for name, seconds in lines:
+        for name, seconds in [*lines, ("in all, about", total)]:
             self.reporter.info(f"  {name:48} {in_words(seconds):>8}")
-        self.reporter.info(f"  {'in all, about':48} {in_words(total):>8}")
 
-    def _score(self, name: str, path: Path, method: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
-        """The row of a model, as recorded if it was measured already."""
-        known = self.record.result(name)
-        if known is not None and "difference" in known:
-            return known
-        row = self.scores.row(name, path, method=method, seconds=self.stages.seconds(*stages))
-        self.record.add_result(row)
-        return row
-
-    def _check_low_rank(self, row: dict[str, Any]) -> None:
+    def _check_low_rank(self, row: Row) -> None:
         drop, allowed = _drop(row), self.options.max_drop
         if allowed is not None and drop > allowed:
             raise VitcodError(
@@ -104,77 +93,76 @@ class _Compression:
                 "with --svd-type none, or allow more."
             )
 
-    def _point(self, sparsity: float) -> dict[str, Any]:
-        """Mask, calibration and score of one sparsity."""
-        method = self.options.method
-        mask = self.stages.mask(self.map, method, sparsity)
-        path = self.stages.sparse(self.start, mask, self.setting.dense)
-        name = point_name(method, sparsity)
-        return self._score(name, path, method, (f"mask {name}", f"sparse {name}"))
-
-    def _searched(self) -> dict[str, Any]:
+    def _searched(self, point: Callable[[float], Row]) -> Row:
+        """The point of the largest sparsity that costs no more than is allowed."""
         allowed = self.options.max_drop
         assert allowed is not None
-        found = search(self._drop_at, allowed)
+
+        def drop_at(percent: int) -> float:
+            try:
+                return _drop(point(percent / 100))
+            except SparsityError as error:
+                self.reporter.info(f"{percent} %: {error}")
+                return math.inf
+
+        found = search(drop_at, allowed)
         names = ", ".join(
             f"{percent} %: {drop:.1f}" for percent, drop in sorted(found.drops.items()) if drop < math.inf
         )
         self.reporter.info(f"Points lost at each sparsity: {names}.")
         if found.best is None:
-            raise VitcodError(_unmet(found, allowed, self.setting.folder))
+            raise VitcodError(_unmet(found, allowed, self.record.path.parent))
         row = self.record.result(point_name(self.options.method, found.best / 100))
         assert row is not None
         return row
 
-    def _drop_at(self, percent: int) -> float:
-        try:
-            return _drop(self._point(percent / 100))
-        except SparsityError as error:
-            self.reporter.info(f"{percent} %: {error}")
-            return math.inf
-
-    def _time(self, final: dict[str, Any]) -> None:
+    def _time(self, final: Row) -> None:
         rows = [row for row in self.record.results if row["name"] in (DENSE, LOW_RANK, final["name"])]
         if all("ms_per_image" in row for row in rows):
             return
-        for row, spread in zip(rows, self.scores.milliseconds(rows), strict=True):
+        for row, spread in zip(rows, self.prepared.scores.milliseconds(rows), strict=True):
             row["ms_per_image"] = round(spread.median, 3)
             row["ms_iqr"] = round(spread.iqr, 3)
         self.record.write()
 
-    def _finish(self, final: dict[str, Any]) -> dict[str, Any]:
-        """Put the finished model in its place."""
-        path = self.setting.folder / MODEL
+    def _finish(self, final: Row) -> dict[str, Any]:
+        """Put the finished model in its place, with its card, and say what may come next."""
+        folder, data = self.record.path.parent, self.record.about["data"]
+        path = folder / MODEL
 
         def copy() -> None:
             with atomic_path(path) as temporary:
-                shutil.copyfile(self.setting.folder / final["checkpoint"], temporary)
+                shutil.copyfile(folder / final["checkpoint"], temporary)
 
         on_main(copy)
-        self._publish(path)
-        self.record.about["model"] = {"file": MODEL, "row": final["name"]}
+        publish(
+            path,
+            self.options.hub,
+            command=["vitcod", "compress", *self.options.arguments(lasting=True)],
+            dataset=data["path"],
+            labelled=data["labelled"],
+            reporter=self.reporter,
+        )
+        self.record.about["model"] = {"file": MODEL, "row": final["name"], "next": self._next(path)}
         self.record.write()
         return self.record.to_dict()
 
-    def _publish(self, path: Path) -> None:
-        """Leave the model's card beside it, and upload both where that is asked for."""
-        options, data = self.options, self.record.about["data"]
-
-        def card() -> str:
-            asked = options.changed(output=options.output.changed(resume=False, overwrite=False))
-            command = shown_command("compress", asked.arguments())
-            about: dict[str, Any] = {"command": command, "dataset": data["path"], "labelled": data["labelled"]}
-            model = CardModel.read(path)
-            write_model_card(path.parent, model_card(model, **about))
-            return model_card(model, **about, repo=options.hub.push_to_hub or "OWNER/NAME")
-
-        text = on_main(card)
-        url = push(options.hub, path, text, {"library_name": "vitcod", **self.record.about})
-        if url is not None:
-            self.reporter.info(f"Uploaded to {url}.")
+    def _next(self, path: Path) -> list[str]:
+        """Command lines for the finished model."""
+        against = None if self.record.about["data"]["labelled"] else str(self.prepared.dense)
+        evaluation = EvalOptions(checkpoint=[str(path)], against=against, data=self.prepared.options.data)
+        program = path.with_suffix(".onnx")
+        return [
+            shlex.join(["vitcod", *words])
+            for words in (
+                ["eval", *evaluation.arguments()],
+                ["export", "--checkpoint", str(path), "--output", str(program)],
+                ["report", str(path.parent)],
+            )
+        ]
 
 
-def _drop(row: dict[str, Any]) -> float:
+def _drop(row: Row) -> float:
     return -float(row["difference"]["points"])
 
 

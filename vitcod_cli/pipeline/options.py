@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vitcod_cli.artifacts.hub import HubSettings
+from vitcod_cli.artifacts.hub_settings import HubSettings
 from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.settings import DataSettings

@@ -11,13 +11,17 @@ from typing import Any
 from vitcod_cli.artifacts.files import atomic_path, sha256_of
 from vitcod_cli.distributed import is_main, on_main
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import without_secrets
 from vitcod_cli.settings import Settings, flag_of, options_of
+
+Row = dict[str, Any]
+"""What is known of one model, plain values."""
 
 _LARGEST = 64 << 20
 _HARMLESS = frozenset(
     {
         *("output_dir", "output", "overwrite", "resume", "json", "save_every", "log_to"),
-        *("workers", "threads", "nproc_per_node", "max_bad_images", "val_images", "eval_batch_size"),
+        *("workers", "threads", "nproc_per_node", "max_bad_images", "eval_batch_size"),
     }
 )
 """Options that the outcome of a stage doesn't depend on."""
@@ -55,7 +59,7 @@ class Record:
     path: Path
     about: dict[str, Any]
     stages: list[Stage] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Row] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path, about: Mapping[str, Any], *, resumes: bool) -> Record:
@@ -92,7 +96,8 @@ class Record:
         return bool(known.sha256) and on_main(lambda: path.is_file() and sha256_of(path) == known.sha256)
 
     def begin(self, stage: Stage) -> None:
-        """Note that the stage is being run."""
+        """Note that the stage is being run; the row of what it made before goes."""
+        self.results = [row for row in self.results if row["checkpoint"] != stage.output]
         self.stages = [*(old for old in self.stages if old.name != stage.name), stage]
         self.write()
 
@@ -107,11 +112,11 @@ class Record:
         stage.seconds = round(seconds, 1)
         self.write()
 
-    def result(self, name: str) -> dict[str, Any] | None:
+    def result(self, name: str) -> Row | None:
         """The row of that name."""
         return next((row for row in self.results if row["name"] == name), None)
 
-    def add_result(self, row: dict[str, Any]) -> None:
+    def add_result(self, row: Row) -> None:
         """Add a row, in place of one of the same name."""
         self.results = [*(old for old in self.results if old["name"] != row["name"]), row]
         self.write()
@@ -140,13 +145,16 @@ def identity_of(options: Settings, files: Mapping[str, str]) -> dict[str, Any]:
         if name not in _HARMLESS and name not in files
     }
     checksums = on_main(
-        lambda: {flag_of(name): sha256_of(path) if Path(path).is_file() else path for name, path in files.items()}
+        lambda: {
+            flag_of(name): sha256_of(path) if Path(path).is_file() else without_secrets(path)
+            for name, path in files.items()
+        }
     )
     identity: dict[str, Any] = json.loads(json.dumps({**values, **checksums}))
     return identity
 
 
-def _read(path: Path) -> tuple[list[Stage], list[dict[str, Any]]]:
+def _read(path: Path) -> tuple[list[Stage], list[Row]]:
     """Stages and results; none where there is no file."""
     if not path.exists():
         return [], []
@@ -157,7 +165,7 @@ def _read(path: Path) -> tuple[list[Stage], list[dict[str, Any]]]:
         stages = [Stage(**stage) for stage in content["stages"]]
         results = [dict(row) for row in content["results"]]
         texts = [text for stage in stages for text in (stage.name, stage.command, stage.output, stage.sha256)]
-        texts += [row["name"] for row in results]
+        texts += [row[key] for row in results for key in ("name", "checkpoint")]
         if not all(isinstance(text, str) for text in texts) or any(
             not isinstance(stage.identity, dict) or Path(stage.output).is_absolute() or ".." in stage.output
             for stage in stages

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vitcod_cli.evaluation.names import distinct, padded
+from rich.cells import set_cell_size
+
+from vitcod_cli.evaluation.names import distinct
+from vitcod_cli.evaluation.paired import PairedDifference
 from vitcod_cli.pipeline.plan import in_words
+from vitcod_cli.pipeline.scores import DENSE
+from vitcod_cli.pipeline.stages import LOW_RANK
 
 Row = Mapping[str, Any]
 
@@ -17,20 +21,14 @@ _WIDTH = 80
 
 def compress_lines(record: Mapping[str, Any], folder: str) -> list[str]:
     """Before and after, as a column a model; then what to do next."""
-    final = record["model"]["row"]
-    rows = [row for row in record["results"] if row["name"] in ("dense", "low-rank", final)]
-    labelled = record["data"]["labelled"]
-    lines = ["", *_columns(rows, labelled), ""]
-    lines += _footnotes(rows, labelled)
+    final, labelled = record["model"], record["data"]["labelled"]
+    rows = [row for row in record["results"] if row["name"] in (DENSE, LOW_RANK, final["row"])]
     total = sum(stage["seconds"] for stage in record["stages"])
-    model, data = f"{folder}/{record['model']['file']}", record["data"]["path"]
-    lines += [
-        f"{model} is the finished model; making it took {in_words(total)}. Next:",
-        f"  vitcod eval --checkpoint {shlex.quote(model)} --data-path {shlex.quote(str(data))}",
-        f"  vitcod export --checkpoint {shlex.quote(model)} --output {shlex.quote(f'{folder}/model.onnx')}",
-        f"  vitcod report {shlex.quote(folder)}",
+    return [
+        *("", *_columns(rows, labelled), "", *_footnotes(rows, labelled)),
+        f"{folder}/{final['file']} is the finished model; making it took {in_words(total)}. Next:",
+        *(f"  {command}" for command in final["next"]),
     ]
-    return lines
 
 
 def sweep_lines(record: Mapping[str, Any]) -> list[str]:
@@ -42,10 +40,10 @@ def sweep_lines(record: Mapping[str, Any]) -> list[str]:
     names = distinct([row["name"] for row in record["results"]], 18)
     for row, name in zip(record["results"], names, strict=True):
         value = row["acc1"] if labelled else row["agreement"]
-        difference = row["difference"]
+        difference = _paired(row)
         lines.append(
-            f"{padded(name, 18)} {row['sparsity']:8.1%} {value:9.2f} {row['loss']:6.3f} "
-            f"{_difference(difference):>22} {'' if difference is None else _p(difference['p']):>7}"
+            f"{set_cell_size(name, 18)} {row['sparsity']:8.1%} {value:9.2f} {row['loss']:6.3f} "
+            f"{difference or ''!s:>22} {'' if difference is None else difference.probability:>7}"
         )
     return [*lines, "", *_footnotes(record["results"], labelled)]
 
@@ -55,7 +53,7 @@ def _columns(rows: Sequence[Row], labelled: bool) -> list[str]:
     dense = rows[0]
     figures: list[tuple[str, Callable[[Row], str]]] = [
         ("Acc@1", lambda row: f"{row['acc1']:.2f}"),
-        ("  to dense [95 %]", lambda row: _difference(row["difference"])),
+        ("  to dense [95 %]", lambda row: str(_paired(row) or "")),
         ("Acc@5", lambda row: f"{row['acc5']:.2f}"),
         ("loss", lambda row: f"{row['loss']:.3f}"),
         ("agreement with dense", lambda row: f"{row['agreement']:.1f} %"),
@@ -95,14 +93,9 @@ def _footnotes(rows: Sequence[Row], labelled: bool) -> list[str]:
     return textwrap.wrap(text, _WIDTH)
 
 
-def _difference(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    return f"{difference['points']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+def _paired(row: Row) -> PairedDifference | None:
+    """The difference to dense; None of the dense model."""
+    return None if row["difference"] is None else PairedDifference(**row["difference"])
 
 
 def _share(value: float, whole: float, unit: float, letter: str) -> str:

@@ -21,6 +21,7 @@ from vitcod_cli.evaluation.paired import accuracy_interval, paired_difference
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.pipeline.record import Row
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -52,21 +53,18 @@ class Scores:
             images, preprocess, batch_size=batch_size, workers=workers, device=runtime.device, reporter=reporter
         )
 
-    def dense(self) -> dict[str, Any]:
-        """The row of the dense model."""
-        return self.row(DENSE, self._dense_path, method=None, seconds=0.0)
-
-    def row(self, name: str, checkpoint: Path, *, method: str | None, seconds: float) -> dict[str, Any]:
+    def row(self, name: str, checkpoint: Path, *, method: str | None, seconds: float) -> Row:
         """The row of a model, plain values.
 
         Args:
             seconds: that making it took.
         """
+        model = self._load(checkpoint)
+        size = _size(model, checkpoint)
         if self._dense is None:
-            self._dense = Remembered(self._ready(self._dense_path))
-        model = None if name == DENSE else self._ready(checkpoint)
+            self._dense = Remembered(self._ready(model if name == DENSE else self._load(self._dense_path)))
         self._dense.rewind()
-        models = [self._dense] if model is None else [self._dense, model]
+        models = [self._dense] if name == DENSE else [self._dense, self._ready(model)]
         outcomes = compare(
             models, self._loader, self._runtime, self._reporter, labelled=self.labelled, description=f"eval {name}"
         )
@@ -75,13 +73,13 @@ class Scores:
             "checkpoint": os.path.relpath(checkpoint, self.folder),
             "method": method,
             "seconds": round(seconds, 1),
-            **_quality(outcomes[-1], None if model is None else outcomes[0]),
-            **_size(self._load(checkpoint), checkpoint),
+            **_quality(outcomes[-1], None if name == DENSE else outcomes[0]),
+            **size,
         }
 
-    def milliseconds(self, rows: list[dict[str, Any]]) -> list[Spread]:
+    def milliseconds(self, rows: list[Row]) -> list[Spread]:
         """Time of an image for the model of each row, measured here by turns, in batches of eight."""
-        models = [self._ready(self.folder / row["checkpoint"]) for row in rows]
+        models = [self._ready(self._load(self.folder / row["checkpoint"])) for row in rows]
         with ExitStack() as stack:
             works = [stack.enter_context(forward_pass(model, _TIMED_BATCH, self._runtime)) for model in models]
             for work in works:
@@ -97,8 +95,8 @@ class Scores:
     def _load(self, checkpoint: Path) -> VisionTransformer:
         return load_model(ModelSettings(), str(checkpoint), flag="--output-dir", reporter=QUIET)
 
-    def _ready(self, checkpoint: Path) -> VisionTransformer:
-        model = self._runtime.prepare(self._load(checkpoint)).eval()
+    def _ready(self, model: VisionTransformer) -> VisionTransformer:
+        self._runtime.prepare(model).eval()
         prepare_inference(model, self._runtime.dtype)
         return self._runtime.compiled(model)
 

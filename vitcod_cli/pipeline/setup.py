@@ -11,8 +11,9 @@ from pathlib import Path
 
 from timm.models.vision_transformer import VisionTransformer
 
-from vitcod_cli.artifacts.files import free_folder, sha256_of
+from vitcod_cli.artifacts.files import free_folder
 from vitcod_cli.artifacts.output_folder import check_output, locked_folder
+from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.bench.environment import environment
 from vitcod_cli.data.folder import find_split
 from vitcod_cli.data.settings import DataSettings
@@ -22,46 +23,77 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import attention_shape, keep_mask
 from vitcod_cli.model.load import load_model, save_model
-from vitcod_cli.pipeline.options import PipelineOptions
-from vitcod_cli.pipeline.plan import Costs, measure_costs
-from vitcod_cli.pipeline.record import Record, Stage, identity_of
+from vitcod_cli.pipeline.options import Method, PipelineOptions
+from vitcod_cli.pipeline.plan import Costs, Plan, measure_costs
+from vitcod_cli.pipeline.record import Record, Row, Stage, identity_of
 from vitcod_cli.pipeline.scores import Scores
-from vitcod_cli.pipeline.stages import DENSE_FILE, Stages
-from vitcod_cli.reporting import Reporter
+from vitcod_cli.pipeline.stages import DENSE_FILE, Stages, point_name
+from vitcod_cli.reporting import Reporter, without_secrets
 from vitcod_cli.runtime import Runtime, start
 from vitcod_cli.steps.setup import check_calibration, open_images
 
 
 @dataclass(frozen=True)
-class Setting:
+class Prepared:
     """Everything that the stages need.
 
     Attributes:
+        options: as asked for; images without labels are called that, where the folder is found to hold such.
         dense: the file of the dense model, a checkpoint of ours.
+        is_low_rank: whether it has auto-encoders already.
         costs: measured on this machine.
-        resumes: whether stages that are done are gone on from.
     """
 
-    folder: Path
+    options: PipelineOptions
     dense: Path
-    low_rank: bool
+    is_low_rank: bool
     blocks: int
     images: Images
     record: Record
     stages: Stages
     scores: Scores
     costs: Costs
-    resumes: bool
+
+    def plan(self, *, importance: bool) -> Plan:
+        """How long each stage will take."""
+        return Plan.of(
+            self.costs,
+            self.options,
+            blocks=self.blocks,
+            train=len(self.images.train),
+            val=len(self.images.val),
+            importance=importance,
+        )
+
+    def score(self, name: str, path: Path, method: Method | None = None, stages: tuple[str, ...] = ()) -> Row:
+        """The row of a model, which ``stages`` made; as recorded if it was measured already."""
+        known = self.record.result(name)
+        if known is not None:
+            return known
+        row = self.scores.row(name, path, method=method, seconds=self.stages.seconds(*stages))
+        self.record.add_result(row)
+        return row
+
+    def point(self, start: Path, attention_map: Path, method: Method, sparsity: float) -> Row:
+        """Mask, calibration and score of one sparsity.
+
+        Raises:
+            SparsityError: in all processes, if the map can't give it.
+        """
+        name = point_name(method, sparsity)
+        mask = self.stages.mask(attention_map, method, sparsity)
+        path = self.stages.sparse(start, mask, self.dense)
+        return self.score(name, path, method, (f"mask {name}", f"sparse {name}"))
 
 
 @contextmanager
-def prepared(
+def prepare(
     command: str,
     options: PipelineOptions,
     file: str,
     reporter: Reporter,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[Setting]:
+) -> Iterator[Prepared]:
     """Check all that can be checked, take the folder, and leave the dense model in it.
 
     Args:
@@ -97,12 +129,11 @@ def _set_up(
     *,
     runtime: Runtime,
     reporter: Reporter,
-) -> Setting:
+) -> Prepared:
     folder = path.parent
     resumes = options.output.resume or restarted()
-    shown = options.changed(output=options.output.changed(resume=False, overwrite=False))
     about = {
-        "command": shlex.join(["vitcod", command, *shown.arguments()]),
+        "command": without_secrets(shlex.join(["vitcod", command, *options.arguments(lasting=True)])),
         "made_by": f"vitcod {command}",
         "environment": environment(runtime),
         "model_config": model_config(model).to_dict(),
@@ -128,17 +159,16 @@ def _set_up(
         reporter=reporter,
     )
     costs = measure_costs(runtime.prepare(model), images.train, images.preprocess, options, runtime)
-    return Setting(
-        folder=folder,
+    return Prepared(
+        options=options,
         dense=dense,
-        low_rank=model_config(model).svd_type != "none",
+        is_low_rank=model_config(model).svd_type != "none",
         blocks=attention_shape(model)[0],
         images=images,
         record=record,
         stages=Stages(options, record, reporter, resumes=resumes),
         scores=scores,
         costs=costs,
-        resumes=resumes,
     )
 
 
@@ -150,9 +180,7 @@ def _write_dense(model: VisionTransformer, options: PipelineOptions, record: Rec
     stage = Stage("dense", "", DENSE_FILE, identity)
     if not record.finished(stage):
         record.begin(stage)
-        info = {"made_by": record.about["made_by"], "source": os.path.basename(source)}
-        made_from = {"made_from": sha256_of(source)} if Path(source).is_file() else {}
-        on_main(lambda: save_model(path, model, {**info, **made_from}))
+        on_main(lambda: save_model(path, model, provenance(record.about["made_by"], source)))
         record.finish(stage, 0.0)
     return path
 

@@ -30,7 +30,9 @@ from vitcod_cli.training.recipe import LowRankRecipe, SparseRecipe
 
 DENSE_FILE = "dense.safetensors"
 MAP_FILE = "attn.safetensors"
-LOWRANK = "lowrank"
+LOW_RANK = "low-rank"
+"""The stage of step 1, and the row of its model."""
+_LOW_RANK_FOLDER = "lowrank"
 
 
 def point_name(method: Method, sparsity: float) -> str:
@@ -62,17 +64,17 @@ class Stages:
             lowrank=settings,
             calibration=lowrank_calibration(self.options.calibration),
             recipe=LowRankRecipe(epochs=0, model_ema=False, batch_size=self.options.batch_size),
-            **self._common(LOWRANK),
+            **self._common(_LOW_RANK_FOLDER),
         )
         self._run(
-            "low-rank",
+            LOW_RANK,
             "finetune-lowrank",
             options,
             lambda: finetune_lowrank(options, self.reporter),
             reads={"init_from": str(dense)},
-            makes=f"{LOWRANK}/best.safetensors",
+            makes=f"{_LOW_RANK_FOLDER}/best.safetensors",
         )
-        return self.folder / LOWRANK / "best.safetensors"
+        return self.folder / _LOW_RANK_FOLDER / "best.safetensors"
 
     def attention_map(self, checkpoint: Path, *, importance: bool) -> Path:
         """Step 2; returns the map."""
@@ -165,7 +167,7 @@ class Stages:
         makes: str,
     ) -> None:
         """Run a stage, unless it is done: ``reads`` are its files, by the name of the option."""
-        shown = shlex.join(["vitcod", command, *_lasting(options).arguments()])
+        shown = shlex.join(["vitcod", command, *options.arguments(lasting=True)])
         stage = Stage(name, shown, makes, identity_of(options, reads))
         if self.record.finished(stage):
             self.reporter.info(f"Finished earlier: {name}, in {makes}.")
@@ -195,12 +197,3 @@ def _unreachable(options: MaskOptions, reporter: Reporter) -> str:
     except SparsityError as error:
         return str(error)
     return ""
-
-
-def _lasting(options: Any) -> Settings:
-    """The options as somebody would type them who starts afresh."""
-    settings: Settings = options
-    output = getattr(options, "output", None)
-    if isinstance(output, OutputSettings):
-        return settings.changed(output=output.changed(resume=False, overwrite=False))
-    return settings.changed(overwrite=False)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from vitcod_cli.artifacts.files import atomic_path
+from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.pipeline.options import Method, SweepOptions
-from vitcod_cli.pipeline.plan import Plan, in_words
+from vitcod_cli.pipeline.plan import in_words
+from vitcod_cli.pipeline.record import Record, Row
 from vitcod_cli.pipeline.scores import DENSE
-from vitcod_cli.pipeline.setup import Setting, prepared
+from vitcod_cli.pipeline.setup import Prepared, prepare
 from vitcod_cli.pipeline.stages import point_name
 from vitcod_cli.plots.curve import save_curve
 from vitcod_cli.reporting import QUIET, Reporter
@@ -37,25 +37,19 @@ def sweep(options: SweepOptions, reporter: Reporter = QUIET) -> dict[str, Any]:
     Raises:
         VitcodError: if options, weights, images and folder don't go together, or no point could be made.
     """
-    with prepared("sweep", options, FILE, reporter) as setting:
-        _tell_plan(options, setting, reporter)
-        record, dense = setting.record, setting.dense
-        if record.result(DENSE) is None:
-            record.add_result(setting.scores.dense())
-        attention_map = setting.stages.attention_map(dense, importance=True)
+    with prepare("sweep", options, FILE, reporter) as prepared:
+        _tell_plan(options, prepared, reporter)
+        record, dense = prepared.record, prepared.dense
+        prepared.score(DENSE, dense)
+        attention_map = prepared.stages.attention_map(dense, importance=True)
         asked = list(_points(options))
         for method, sparsity in asked:
-            name = point_name(method, sparsity)
             try:
-                mask = setting.stages.mask(attention_map, method, sparsity)
+                prepared.point(dense, attention_map, method, sparsity)
             except SparsityError as error:
-                reporter.warn(f"{name} is left out: {error}")
-                continue
-            path = setting.stages.sparse(dense, mask, dense)
-            if record.result(name) is None:
-                seconds = setting.stages.seconds(f"mask {name}", f"sparse {name}")
-                record.add_result(setting.scores.row(name, path, method=method, seconds=seconds))
-            _deliver(setting)
+                reporter.warn(f"{point_name(method, sparsity)} is left out: {error}")
+            else:
+                _deliver(record)
         names = {point_name(*point) for point in asked}
         if not any(row["name"] in names for row in record.results):
             raise VitcodError("No point of the sweep could be made; choose other --sparsities.")
@@ -69,18 +63,10 @@ def _points(options: SweepOptions) -> Iterator[tuple[Method, float]]:
             yield method, sparsity
 
 
-def _tell_plan(options: SweepOptions, setting: Setting, reporter: Reporter) -> None:
-    images = setting.images
-    plan = Plan.of(
-        setting.costs,
-        options,
-        blocks=setting.blocks,
-        train=len(images.train),
-        val=len(images.val),
-        importance=True,
-    )
+def _tell_plan(options: SweepOptions, prepared: Prepared, reporter: Reporter) -> None:
+    plan = prepared.plan(importance=True)
     count = len(options.sparsities) * len(options.methods)
-    done = sum(setting.record.result(point_name(*point)) is not None for point in _points(options))
+    done = sum(prepared.record.result(point_name(*point)) is not None for point in _points(options))
     already = f", {done} of them finished" if done else ""
     total = (0 if done else plan.attention_map) + (count - done) * plan.point
     reporter.info(
@@ -89,21 +75,18 @@ def _tell_plan(options: SweepOptions, setting: Setting, reporter: Reporter) -> N
     )
 
 
-def _deliver(setting: Setting) -> None:
+def _deliver(record: Record) -> None:
     """Table and picture of what there is."""
-    record = setting.record
+    folder = record.path.parent
     dense, *points = sorted(
         record.results, key=lambda row: (row["name"] != DENSE, str(row["method"]), row["sparsity"], row["name"])
     )
     record.results = [dense, *points]
 
     def write() -> None:
-        with atomic_path(setting.folder / TABLE) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*_COLUMNS, *_DIFFERENCES])
-            writer.writerows(map(_cells, record.results))
+        write_rows(folder / TABLE, [_cells(row) for row in record.results])
         save_curve(
-            [str(setting.folder / name) for name in PICTURES],
+            [str(folder / name) for name in PICTURES],
             dense,
             points,
             title=str(record.about["model_config"].get("model", "")),
@@ -114,6 +97,6 @@ def _deliver(setting: Setting) -> None:
     record.write()
 
 
-def _cells(row: Mapping[str, Any]) -> list[Any]:
+def _cells(row: Row) -> Row:
     difference = row["difference"] or {}
-    return [*(row.get(name) for name in _COLUMNS), *(difference.get(name) for name in _DIFFERENCES)]
+    return {name: row.get(name) for name in _COLUMNS} | {name: difference.get(name) for name in _DIFFERENCES}

@@ -1,4 +1,7 @@
-"""Line charts as inline SVG, in the page's colours."""
+"""Line charts as inline SVG.
+
+matplotlib's SVG has fixed colours and sizes; these follow the page, on a dark screen, a narrow one, and in print.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
-from vitcod_cli.reporting import visible
+from vitcod_cli.reporting import visible, without_secrets
 
 _VOID = frozenset({"meta", "img", "br", "hr", "col", "link"})
 
@@ -73,6 +73,7 @@ def table(
 
 
 def _text(value: Any) -> str:
-    """As text that shows itself: control characters and marks that turn the direction are spelt out."""
-    text = str(value)
-    return text if isinstance(value, Html) else "\n".join(visible(line) for line in text.split("\n"))
+    """As text that shows itself, and tells no secrets: control characters and marks of direction are spelt out."""
+    if isinstance(value, Html):
+        return value
+    return "\n".join(visible(line) for line in without_secrets(str(value)).split("\n"))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,16 @@ _LARGEST_CONFIG = 1 << 20
 
 @dataclass
 class Pipeline:
-    """A folder of ``compress`` or ``sweep``: what its JSON file says, and the mask of its finished model."""
+    """A folder of ``compress`` or ``sweep``.
+
+    Attributes:
+        record: what its JSON file says.
+        run: of the finished model; None where there is none, as in a sweep.
+    """
 
     name: str
     record: dict[str, Any]
-    runs: list[Run] = field(default_factory=list)
+    run: Run | None = None
 
 
 @dataclass
@@ -160,11 +165,9 @@ def _pipeline(root: Path, path: Path) -> Pipeline:
     record = _readable(path, read)
     pipeline = Pipeline(root.resolve().name, record)
     final = record.get("model")
-    wanted = [final.get("row")] if isinstance(final, dict) else [row["name"] for row in record["results"]]
-    for name in wanted:
-        folder = root / str(name)
-        if os.sep not in str(name) and folder.is_dir() and _is_run(folder):
-            pipeline.runs.append(_run(folder, str(name)))
+    name = str(final.get("row")) if isinstance(final, dict) else ""
+    if name not in ("", ".", "..") and os.sep not in name and _is_run(root / name):
+        pipeline.run = _run(root / name, name)
     return pipeline
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.artifacts.provenance import versions
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.loaders import eval_loader
@@ -41,7 +40,6 @@ from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
 from vitcod_cli.steps.options import EvalOptions
-from vitcod_cli.version import __version__
 
 
 def evaluate(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluation:
@@ -273,9 +271,7 @@ def _about(
             "unreadable": len(unreadable),
         },
         "versions": {
-            "vitcod": __version__,
-            "torch": str(torch.__version__),
-            "timm": timm.__version__,
+            **versions(),
             "python": platform.python_version(),
             **{name: number for program in programs for name, number in program.versions.items()},
         },

@@ -53,10 +53,10 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
         )
         images = open_images(model, options.data, reporter)
         dense = dense_copy(model) if _is_dense(model, options) else None
-        judge = None if images.val.labelled else dense_copy(model)
         if dense is not None:
             add_auto_encoders(model, options.lowrank)
         teacher = load_teacher(options.recipe, model, reporter)
+        judge = None if images.val.labelled or teacher is not None else dense or dense_copy(model)
         training = prepare(
             model, images, options, teacher=teacher, judge=judge, runtime=runtime, reporter=reporter
         )

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.hub import check_push
 from vitcod_cli.artifacts.output_folder import check_output
+from vitcod_cli.artifacts.provenance import versions
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.checks import check_count, check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings
@@ -40,7 +39,6 @@ from vitcod_cli.signals import StopRequest
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.preflight import check_recipe
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.version import __version__
 
 
 @contextmanager
@@ -199,7 +197,7 @@ def open_run(
         "model_config": model_config(model).to_dict(),
         "sha256": {name: sha256_of(path) for name, path in files.items()},
         "processes": world_size(),
-        "versions": {"vitcod": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
+        "versions": versions(),
     }
     teachers = {"distill_from": options.recipe.distill_from, "teacher": options.recipe.teacher}
     read = {flag_of(name): path for name, path in {**sources, **teachers}.items()}

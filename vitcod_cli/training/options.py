@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vitcod_cli.artifacts.hub import HubSettings
+from vitcod_cli.artifacts.hub_settings import HubSettings
 from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.files import first_line
-from vitcod_cli.artifacts.hub import push
-from vitcod_cli.artifacts.model_card import CardModel, model_card, shown_command, write_model_card
+from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.loaders import EvalLoader, TrainLoader, eval_loader, train_loader
@@ -201,26 +200,16 @@ class Training:
             _announce(loop, model)
             position = loop.run(position)
         result = _result(position, run, self.reporter)
-        self._publish(run, result.checkpoint)
+        options = self.options
+        publish(
+            result.checkpoint,
+            options.hub,
+            command=["vitcod", str(run.provenance.get("command", "")), *options.arguments(lasting=True)],
+            dataset=options.data.data_path or options.data.dataset,
+            labelled=self.images.val.labelled,
+            reporter=self.reporter,
+        )
         return result
-
-    def _publish(self, run: RunDirectory, checkpoint: Path) -> None:
-        """Leave the model's card beside it, and upload both where that is asked for."""
-        options, labelled = self.options, self.images.val.labelled
-
-        def card() -> str:
-            asked = options.changed(output=options.output.changed(resume=False, overwrite=False))
-            command = shown_command(str(run.provenance.get("command", "")), asked.arguments())
-            dataset = options.data.data_path or options.data.dataset
-            model = CardModel.read(checkpoint)
-            write_model_card(run.path, model_card(model, command=command, dataset=dataset, labelled=labelled))
-            repo = options.hub.push_to_hub or "OWNER/NAME"
-            return model_card(model, command=command, dataset=dataset, labelled=labelled, repo=repo)
-
-        text = distributed.on_main(card)
-        url = push(options.hub, checkpoint, text, {"library_name": "vitcod", **run.provenance})
-        if url is not None:
-            self.reporter.info(f"Uploaded to {url}.")
 
     def _trained(self) -> Trained:
         model, recipe = self.model, self.options.recipe
