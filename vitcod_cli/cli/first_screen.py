@@ -76,7 +76,7 @@ FIRST = {
     ),
     "plot": First(None, "vitcod plot attn.safetensors info_0.90.safetensors"),
     "export": First(
-        ("mask", "input", "batch_size", *_MODEL, "overwrite"),
+        ("mask", "input", "batch_size", "portable", *_MODEL, "overwrite"),
         "vitcod export --checkpoint runs/sparse/best.safetensors --output model.onnx",
     ),
     "push": First(None, "vitcod push runs/compress OWNER/NAME"),

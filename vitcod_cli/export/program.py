@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from vitcod_cli.artifacts.describe import METADATA_KEY
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.export.onnx_form import low_rank_projections, use_onnx_form
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel
 from vitcod_cli.model.layers import attentions, prepare_inference
@@ -39,10 +40,15 @@ class InferenceProgram(nn.Module):
     Attributes:
         planned: how many of the ``num_blocks`` blocks leave out what the mask prunes.
         least_batch: smallest fixed batch at which a block would; None if no block ever would.
+        products: share of the logits of attention that is computed.
+        dense_bytes: what the weights take without auto-encoders and mask.
+        low_rank: the layers' projections as an ONNX file holds them.
     """
 
     def __init__(self, model: VisionTransformer, preprocess: Preprocess | None, batch_size: int | None) -> None:
         super().__init__()
+        self.low_rank = low_rank_projections(model)
+        self.dense_bytes = _dense_bytes(model)
         prepare_inference(model.eval())
         layers = attentions(model)
         least = [layer.kernel.plan.least_batch for layer in layers if isinstance(layer.kernel, PlannedKernel)]
@@ -57,7 +63,9 @@ class InferenceProgram(nn.Module):
                 else:
                     layer.kernel = FusedKernel(kernel.additive)
         self.num_blocks = len(layers)
-        self.planned = sum(isinstance(layer.kernel, PlannedKernel) for layer in layers)
+        plans = [layer.kernel.plan for layer in layers if isinstance(layer.kernel, PlannedKernel)]
+        self.planned = len(plans)
+        self.products = 1 - sum(1 - plan.products for plan in plans) / max(len(layers), 1)
         self.model = model
         self.figures = None if preprocess is None else preprocess.byte_figures(torch.device("cpu"))
 
@@ -100,17 +108,26 @@ def export_program(program: InferenceProgram, images: Tensor, dynamic: bool, inf
     )
     file.seek(0)
     again = torch.export.load(file).module()
-    return Exported(file.getvalue(), _difference(again, program, images, dynamic))
+    batches = _batches(images, dynamic)
+    return Exported(file.getvalue(), _difference(again, batches, _logits(program, batches)))
 
 
-def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: Mapping[str, Any]) -> Exported:
+def export_onnx(
+    program: InferenceProgram, images: Tensor, dynamic: bool, info: Mapping[str, Any], *, portable: bool = False
+) -> Exported:
     """``program`` as an ONNX file, with inputs ``images`` and outputs ``logits``; checked by onnxruntime if it is
-    installed. Arguments as for :func:`export_program`.
+    installed. ``program`` is not fit for anything else afterwards. Arguments as for :func:`export_program`, and
+
+    Args:
+        portable: whether it may use standard operators only, no fused one of onnxruntime.
 
     Raises:
         VitcodError: if it doesn't fit into one ONNX file.
         RuntimeError: if the file computes something else.
     """
+    batches = _batches(images, dynamic)
+    expected = _logits(program, batches)
+    use_onnx_form(program.model, program.low_rank, portable=portable)
     size = sum(tensor.nbytes for tensor in (*program.parameters(), *program.buffers()))
     if size > ONNX_BYTES:
         raise VitcodError(
@@ -122,6 +139,7 @@ def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: 
         _trace(program, images, dynamic),
         dynamo=True,
         optimize=program.planned == 0,
+        dynamic_shapes={"images": {0: "batch"}} if dynamic else None,
         external_data=False,
         verbose=False,
         input_names=["images"],
@@ -129,7 +147,9 @@ def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: 
     )
     assert onnx is not None
     onnx.model.metadata_props[METADATA_KEY] = json.dumps(info)
-    data = onnx.model_proto.SerializeToString()
+    proto = onnx.model_proto
+    _forget_traces(proto.graph)
+    data = proto.SerializeToString()
     if find_spec("onnxruntime") is None:
         return Exported(data, None)
     import onnxruntime
@@ -140,7 +160,7 @@ def export_onnx(program: InferenceProgram, images: Tensor, dynamic: bool, info: 
         (logits,) = session.run(None, {"images": images.numpy()})
         return torch.from_numpy(logits)
 
-    return Exported(data, _difference(run, program, images, dynamic))
+    return Exported(data, _difference(run, batches, expected))
 
 
 def check_onnx_packages() -> None:
@@ -166,20 +186,42 @@ def example(shape: tuple[int, int, int], dtype: torch.dtype, batch_size: int | N
 def _trace(program: InferenceProgram, images: Tensor, dynamic: bool) -> ExportedProgram:
     shapes = {"images": {0: Dim("batch")}} if dynamic else None
     with torch.no_grad():
-        return torch.export.export(program, (images,), dynamic_shapes=shapes, strict=False)
+        exported = torch.export.export(program, (images,), dynamic_shapes=shapes, strict=False)
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine; files are passed on
+    return exported
+
+
+def _forget_traces(graph: Any) -> None:
+    """Leave out of an ONNX graph what tells where each node came from: twice the size of the nodes themselves."""
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+
+
+def _batches(images: Tensor, dynamic: bool) -> list[Tensor]:
+    """What to try a program on: one image and three, too, where any number is taken."""
+    return [images, images[:1], torch.cat([images, images[:1]])] if dynamic else [images]
 
 
 @torch.inference_mode()
-def _difference(
-    again: Callable[[Tensor], Tensor], program: InferenceProgram, images: Tensor, dynamic: bool
-) -> float:
-    """Largest difference of logits; of one image and of three, too, where any number is taken."""
-    batches = [images, images[:1], torch.cat([images, images[:1]])] if dynamic else [images]
+def _logits(program: InferenceProgram, batches: Sequence[Tensor]) -> list[Tensor]:
+    return [program(batch) for batch in batches]
+
+
+@torch.inference_mode()
+def _difference(again: Callable[[Tensor], Tensor], batches: Sequence[Tensor], logits: Sequence[Tensor]) -> float:
+    """Largest difference of what a program read back gives from the ``logits`` of each batch."""
     largest = 0.0
-    for batch in batches:
-        expected = program(batch)
+    for batch, expected in zip(batches, logits, strict=True):
         difference = float((again(batch) - expected).abs().max())
         if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
             raise RuntimeError(f"the exported program's logits differ from the model's by {difference}")
         largest = max(largest, difference)
     return largest
+
+
+def _dense_bytes(model: VisionTransformer) -> int:
+    """Of float32 weights alone, without auto-encoders."""
+    names = ("encoder_", "decoder_")
+    own = [value for name, value in model.named_parameters() if not any(part in name for part in names)]
+    return sum(4 * value.numel() for value in own)

@@ -22,8 +22,7 @@ class ExportOptions(Settings, panel="Output"):
     checkpoint: str = checkpoint_setting("name the weights to export.")
     mask: str | None = mask_setting()
     output: str = required(
-        "File to write; its ending says what: .pt2 for a torch.export program, .onnx, or .safetensors for weights "
-        "that plain timm loads.",
+        "File to write: .onnx or .pt2 (torch.export) for a program, .safetensors for weights that timm loads.",
         "name the file to write, such as model.pt2 or model.onnx.",
         metavar="FILE",
     )
@@ -31,6 +30,12 @@ class ExportOptions(Settings, panel="Output"):
     input: Literal["float32", "uint8"] = setting(
         "float32",
         "Images that the program takes: float32, normalised already, or uint8, which it normalises itself.",
+        panel="Program",
+    )
+    portable: bool = setting(
+        False,
+        "Standard ONNX operators only. Without it attention is onnxruntime's own operator, which is faster there "
+        "and which OpenVINO reads, too.",
         panel="Program",
     )
     batch_size: int | None = setting(
@@ -70,4 +75,6 @@ class ExportOptions(Settings, panel="Output"):
         for flag, is_set in (("--batch-size", self.batch_size is not None), ("--input", self.input != "float32")):
             if form == "weights" and is_set:
                 raise VitcodError(f"{flag} is for programs; leave it out for weights, or export to .pt2 or .onnx.")
+        if self.portable and form != "onnx":
+            raise VitcodError("--portable is for .onnx files; leave it out, or let --output end in .onnx.")
         return form

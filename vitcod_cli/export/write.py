@@ -11,7 +11,14 @@ from timm.models.vision_transformer import VisionTransformer
 from vitcod_cli.artifacts.checkpoint import write_checkpoint
 from vitcod_cli.artifacts.files import atomic_path, free_path
 from vitcod_cli.artifacts.provenance import provenance
-from vitcod_cli.export.program import InferenceProgram, check_onnx_packages, example, export_onnx, export_program
+from vitcod_cli.export.program import (
+    Exported,
+    InferenceProgram,
+    check_onnx_packages,
+    example,
+    export_onnx,
+    export_program,
+)
 from vitcod_cli.export.settings import ExportOptions
 from vitcod_cli.export.weights import fold_for_timm
 from vitcod_cli.masks.statistics import sparsity_of
@@ -72,17 +79,41 @@ def _write_program(
     reporter.info(
         "Tracing the model; with much to leave out, it takes a minute." if program.planned else "Tracing."
     )
-    trace = export_onnx if options.form == "onnx" else export_program
-    exported = trace(program, images, options.batch_size is None, info)
+    dynamic = options.batch_size is None
+    if options.form == "onnx":
+        exported = export_onnx(program, images, dynamic, info, portable=options.portable)
+    else:
+        exported = export_program(program, images, dynamic, info)
     with atomic_path(path) as temporary:
         temporary.write_bytes(exported.data)
-    for line in _description(program, info, exported.difference):
+    for line in (*_description(program, info, exported), *_gain(program, info)):
         reporter.info(line)
-    return {**info, "bytes": len(exported.data), "max_difference": exported.difference}
+    return {
+        **info,
+        "bytes": len(exported.data),
+        "dense_bytes": program.dense_bytes,
+        "attention_products": program.products,
+        "max_difference": exported.difference,
+    }
 
 
-def _description(program: InferenceProgram, info: dict[str, Any], difference: float | None) -> list[str]:
-    """What the program takes and gives, in lines."""
+def _gain(program: InferenceProgram, info: dict[str, Any]) -> list[str]:
+    """What the mask saves in this program, in a line."""
+    if info["sparsity"] is None:
+        return []
+    pruned = f"The mask prunes {info['sparsity']:.1%} of the attention entries"
+    if program.planned:
+        left_out = f"{1 - program.products:.1%} of their products are left out"
+        return [f"{pruned}; {left_out}, in {program.planned} of {program.num_blocks} blocks."]
+    if program.least_batch is None:
+        return [f"{pruned}; leaving them out isn't expected to save time at this size, so all are computed."]
+    fixed = f"a fixed --batch-size of {program.least_batch} or more"
+    return [f"{pruned}; leaving them out would save time with {fixed}."]
+
+
+def _description(program: InferenceProgram, info: dict[str, Any], exported: Exported) -> list[str]:
+    """What the program takes and gives, and how large it is, in lines."""
+    difference = exported.difference
     takes, model = info["input"], program.model
     gives = f"logits [B, {model.num_classes}]" if model.num_classes else f"features [B, {model.num_features}]"
     batch = "B" if takes["batch_size"] is None else str(takes["batch_size"])
@@ -91,10 +122,8 @@ def _description(program: InferenceProgram, info: dict[str, Any], difference: fl
     if takes["dtype"] != "uint8":
         constants = f"mean {_rounded(takes['mean'])}, std {_rounded(takes['std'])}"
         lines.append(f"Normalise them first: {constants} of pixels in 0..1.")
-    if program.planned:
-        lines.append(f"What the mask prunes is left out in blocks: {program.planned} of {program.num_blocks}.")
-    elif program.least_batch is not None:
-        lines.append(f"The mask would save time with a fixed --batch-size of {program.least_batch} or more.")
+    size, dense = len(exported.data) / 1e6, program.dense_bytes / 1e6
+    lines.append(f"{size:,.1f} MB; the dense model's weights alone are {dense:,.1f} MB.")
     if difference is None:
         lines.append("Not run: for that, pip install onnxruntime.")
     else:

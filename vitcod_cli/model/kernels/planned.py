@@ -65,11 +65,14 @@ class AttentionPlan:
         clusters: for each head, clusters that have every query once.
 
     Attributes:
+        keep, clusters: as given.
+        position: int64 [N*H], where in the clusters' rows, one after the other, each token's heads are.
         least_batch: images in a batch from which on it is expected to beat fused attention over all keys;
             may be infinite. By the numbers, not measured, so that two runs compute the same.
     """
 
     def __init__(self, keep: Tensor, clusters: list[list[Cluster]]) -> None:
+        self.keep, self.clusters = keep, clusters
         self.num_heads, self.num_tokens = keep.shape[:2]
         rows: list[NDArray[np.int64]] = []
         self._sizes: list[tuple[int, int]] = []
@@ -88,7 +91,7 @@ class AttentionPlan:
                 done += len(cluster.queries)
         self.least_batch = self._least_batch()
         self._rows = torch.from_numpy(np.concatenate(rows))
-        self._position = torch.from_numpy(position.ravel())
+        self.position = torch.from_numpy(position.ravel())
 
     @property
     def products(self) -> float:
@@ -116,7 +119,7 @@ class AttentionPlan:
             q, k, v = torch.split(part, [queries, keys, keys], dim=2)
             attended.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0])
             start += queries + 2 * keys
-        return _take(torch.cat(attended, dim=1), self._position).view(batch, tokens, -1)
+        return _take(torch.cat(attended, dim=1), self.position).view(batch, tokens, -1)
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
