@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from vitcod_cli.artifacts.arrays import release_pages
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.budget import Importance, check_budget, necessary_entries
+from vitcod_cli.masks.budget import Importance, largest_entries
 from vitcod_cli.masks.lanes import fill_lanes
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
-from vitcod_cli.masks.ranking import Keep, Part, map_parts, nth_largest, parts
+from vitcod_cli.masks.ranking import Keep
 from vitcod_cli.settings import setting
 
 
@@ -65,29 +62,4 @@ def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: i
     Raises:
         VitcodError: if the entries that must be kept are more than this sparsity leaves.
     """
-    keep = necessary_entries(importance, num_prefix_tokens)
-    wanted = round((1 - sparsity) * keep.size)
-    more = check_budget(keep, wanted, sparsity)
-    if more:
-        _keep_largest_of_all(keep, importance, more)
-    return keep
-
-
-def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> None:
-    """Set ``keep`` at the ``count`` largest of the entries that it leaves out, the later ones where they tie."""
-    smallest = nth_largest(importance, keep, count)
-
-    def fill(part: Part) -> int:
-        above = importance[part] > smallest
-        new = np.count_nonzero(above & ~keep[part])
-        keep[part] |= above
-        return int(new)
-
-    count -= sum(map_parts(fill, importance))
-    for part in reversed(parts(importance.shape)):
-        ties = np.argwhere((importance[part] == smallest) & ~keep[part])[-count:]
-        keep[part][tuple(ties.T)] = True
-        count -= len(ties)
-        if not count:
-            break
-    release_pages(importance)
+    return largest_entries(importance, sparsity, num_prefix_tokens)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod, SparsityError
+from vitcod_cli.masks.method import DEFAULT_SPARSITY, Exact, SparsityError
 from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest, map_parts
 from vitcod_cli.settings import setting
 
@@ -36,18 +35,11 @@ class _Bracket(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info(MaskMethod):
+class Info(Exact):
     """Options of the method."""
 
-    name = "info"
+    name, own_option, finds = "info", "info_cut", "cut"
 
-    sparsity: float | None = setting(
-        None,
-        "info: share of entries to prune; finds the --info-cut that gives it.",
-        minimum=0,
-        maximum=1,
-        show_default=str(DEFAULT_SPARSITY),
-    )
     info_cut: float | None = setting(
         None,
         "info: share of each row's attention to keep, instead of --sparsity.",
@@ -55,11 +47,6 @@ class Info(MaskMethod):
         maximum=1,
         show_default=False,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sparsity is not None and self.info_cut is not None:
-            raise VitcodError("--sparsity and --info-cut exclude each other: --sparsity finds the cut; give one.")
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """See :func:`info_mask` and :func:`info_mask_of_sparsity`."""

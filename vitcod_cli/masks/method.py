@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.ranking import Keep
-from vitcod_cli.settings import Settings
+from vitcod_cli.settings import Settings, flag_of, setting
 
 DEFAULT_SPARSITY = 0.9
 
@@ -26,11 +26,18 @@ class MaskMethod(Settings, panel="Mask"):
 
     Attributes:
         name: what masks are named after.
+        own_option: what the method prunes by where no sparsity is asked for; they exclude each other.
+        finds: what a sparsity determines, in words.
         protects_prefix: whether the rows and columns of prefix tokens are kept unless the user says otherwise.
     """
 
     name: ClassVar[str]
+    own_option: ClassVar[str | None] = None
+    finds: ClassVar[str] = ""
     protects_prefix: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raise a VitcodError where the options contradict each other."""
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """The mask, bool [L, H, N, N], and the parameters that it was made with.
@@ -43,3 +50,24 @@ class MaskMethod(Settings, panel="Mask"):
             VitcodError: if the options ask for what the map can't give.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(MaskMethod):
+    """A method that can be told how sparse its masks shall be."""
+
+    sparsity: float | None = setting(
+        None,
+        "Share of entries to prune among all, prefix tokens included.",
+        minimum=0,
+        maximum=1,
+        show_default=f"{DEFAULT_SPARSITY} for info",
+    )
+
+    def check(self) -> None:
+        """Raise a VitcodError where the options contradict each other."""
+        own = self.own_option
+        if own is not None and self.sparsity is not None and getattr(self, own) is not None:
+            raise VitcodError(
+                f"--sparsity and {flag_of(own)} exclude each other: --sparsity finds the {self.finds}; give one."
+            )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
+from vitcod_cli.masks.budget import largest_entries
 from vitcod_cli.masks.ranking import Keep, parts
 from vitcod_cli.masks.ratio import Ratio
 from vitcod_cli.settings import setting
@@ -18,12 +19,16 @@ class Random(Ratio):
     """Options of the method."""
 
     name = "random"
+    finds = "number of entries"
 
     seed: int = setting(0, "random: seed of the draw, below 2**32.", minimum=0, maximum=2**32 - 1)
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
-        """See :func:`random_mask`."""
+        """See :func:`random_mask` and :func:`random_mask_of_sparsity`."""
         shape = attention_map.attention.shape
+        if self.sparsity is not None:
+            keep = random_mask_of_sparsity(shape, self.sparsity, self.seed, num_prefix_tokens)
+            return keep, {"seed": self.seed}
         return random_mask(shape, self.share, self.seed), {"ratio": self.share, "seed": self.seed}
 
 
@@ -33,3 +38,15 @@ def random_mask(shape: tuple[int, ...], ratio: float, seed: int) -> Keep:
     for part in parts(shape):  # one after the other, so that the draw is that of the whole
         keep[part] = generator.random(keep[part].shape) >= ratio
     return keep
+
+
+def random_mask_of_sparsity(shape: tuple[int, ...], sparsity: float, seed: int, num_prefix_tokens: int) -> Keep:
+    """Entries [L, H, N, N] drawn at random, as many as give this sparsity with prefix tokens kept, to the entry.
+
+    Every row keeps a key.
+
+    Raises:
+        SparsityError: if a key of every row and the prefix tokens are more than it leaves.
+    """
+    draw = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    return largest_entries(draw, sparsity, num_prefix_tokens)

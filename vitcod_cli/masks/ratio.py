@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.masks.method import MaskMethod
-from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest
+from vitcod_cli.masks.budget import budget
+from vitcod_cli.masks.method import Exact, SparsityError
+from vitcod_cli.masks.prefix import keep_prefix
+from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest, map_parts
 from vitcod_cli.settings import setting
 
 DEFAULT_RATIO = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ratio(MaskMethod):
+class Ratio(Exact):
     """Options of the method."""
 
-    name = "ratio"
+    name, own_option, finds = "ratio", "ratio", "number of keys"
 
     ratio: float | None = setting(
         None,
-        "ratio, random: share of entries to prune, before prefix tokens are protected.",
+        "ratio, random: share of entries to prune before prefix tokens are protected, instead of --sparsity.",
         minimum=0,
         maximum=1,
         show_default=str(DEFAULT_RATIO),
@@ -35,7 +37,9 @@ class Ratio(MaskMethod):
         return DEFAULT_RATIO if self.ratio is None else self.ratio
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
-        """See :func:`ratio_mask`."""
+        """See :func:`ratio_mask` and :func:`ratio_mask_of_sparsity`."""
+        if self.sparsity is not None:
+            return ratio_mask_of_sparsity(attention_map.attention, self.sparsity, num_prefix_tokens), {}
         return ratio_mask(attention_map.attention, self.share), {"ratio": self.share}
 
 
@@ -51,3 +55,55 @@ def ratio_mask(attention: Attention, ratio: float) -> Keep:
 
     for_each_part(fill, attention)
     return keep
+
+
+def ratio_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tokens: int) -> Keep:
+    """As many keys in each row, prefix tokens kept, as give this sparsity to the entry.
+
+    What is over after as many for all goes to the rows whose next key is largest, one each, to the later rows
+    where they tie.
+
+    Args:
+        attention: [L, H, N, N].
+        sparsity: share of pruned entries among all, prefix included.
+        num_prefix_tokens: tokens whose rows and columns are kept.
+
+    Raises:
+        SparsityError: if a key of every row and the prefix tokens are more than it leaves.
+    """
+    num_keys, prefix = attention.shape[-1], num_prefix_tokens
+    whole = attention.size // num_keys**2 * prefix * num_keys  # rows of prefix tokens
+    rows_left = attention.size // num_keys - whole // num_keys
+    least = max(prefix, 1)
+    left = budget(attention.size, sparsity) - whole
+    if left < least * rows_left:
+        most = 1 - (whole + least * rows_left) / attention.size
+        raise SparsityError(
+            f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
+            f"leaves {most:.4f} at most."
+        )
+    counts = np.full(attention.shape[:-1], num_keys, dtype=np.intp)
+    if rows_left:
+        each, over = divmod(left, rows_left)
+        counts[..., prefix:] = each
+        if over:
+            following = np.concatenate(
+                list(map_parts(lambda part: np.sort(_ranked(attention, part, prefix))[:, -1 - each], attention))
+            ).reshape(attention.shape[:-1])[..., prefix:]
+            more = np.argsort(following, axis=None, kind="stable")[-over:]
+            counts[..., prefix:][np.unravel_index(more, following.shape)] += 1
+    keep = np.empty(attention.shape, dtype=np.bool_)
+
+    def fill(part: Part) -> None:
+        rows = _ranked(attention, part, prefix)
+        keep[part] = keep_largest(rows, np.sort(rows, axis=-1), counts[part])
+
+    for_each_part(fill, attention)
+    return keep_prefix(keep, prefix)
+
+
+def _ranked(attention: Attention, part: Part, prefix: int) -> Attention:
+    """Rows [n, N] in which the columns of prefix tokens come first."""
+    rows = attention[part].copy()
+    rows[:, :prefix] = np.inf
+    return rows

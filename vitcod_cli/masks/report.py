@@ -8,6 +8,7 @@ from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.masks.polarize import Split
 from vitcod_cli.masks.statistics import block_sparsity, global_tokens, head_sparsity
 
+_GLOBAL = 50
 _PARAMETERS = ("info_cut", "ratio", "std_coef", "seed", "lanes")
 
 
@@ -23,14 +24,27 @@ def mask_metrics(mask: Mask) -> dict[str, Any]:
 def mask_table(mask: Mask) -> list[str]:
     """The sparsity of every block in aligned lines. Plain text: Rich would take as long as all the rest."""
     lines = ["block  pruned  least and most pruned head  global tokens of a head"]
-    rows = zip(block_sparsity(mask.keep), head_sparsity(mask.keep), global_tokens(mask.keep), strict=True)
+    rows = zip(block_sparsity(mask.keep), head_sparsity(mask.keep), global_tokens(mask.keep, _GLOBAL), strict=True)
     for block, (pruned, heads, tokens) in enumerate(rows):
         span = f"{heads.min():.1%} to {heads.max():.1%}"
         lines.append(f"{block:5}  {pruned:6.1%}  {span:>26}  {f'{tokens.min()} to {tokens.max()}':>23}")
     parameters = [f"{name.replace('_', ' ')} {mask.info[name]:.10g}" for name in _PARAMETERS if name in mask.info]
     method = ", ".join([mask.info["method"], *parameters])
     lines.append(f"  all  {mask.info['sparsity']:6.2%}  by {method}")
-    return lines
+    lines.append(f"Global token: a key that more than {_GLOBAL} queries of the head keep.")
+    return [*lines, *_other_than_asked(mask)]
+
+
+def _other_than_asked(mask: Mask) -> list[str]:
+    """Why a ``--ratio`` has become another sparsity, in a line."""
+    ratio, sparsity = mask.info.get("ratio"), mask.info["sparsity"]
+    if ratio is None or abs(sparsity - ratio) < 5e-5:
+        return []
+    if mask.info["protect_prefix"]:
+        why = "prefix tokens are kept whole"
+    else:
+        why = "each entry is drawn by itself" if mask.info["method"] == "random" else "a row keeps whole keys"
+    return [f"Not {ratio:.2%}: {why}. --sparsity {ratio:g} gives just that."]
 
 
 def order_metrics(mask: Mask) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class MaskSettings(Settings, panel="Mask"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_options_of_others()
+        getattr(self, self.method).check()
         if not self.allocated.allocate:
             if self.allocated.lanes is not None:
                 raise VitcodError("--lanes is an option of --allocate: say that too, or leave it out.")
@@ -70,9 +71,8 @@ class MaskSettings(Settings, panel="Mask"):
                 if option in own or value is None or getattr(method(), option) is not None:
                     continue
                 methods = [other for other in METHODS if option in settings_of(METHODS[other])]
-                hint = "; say --ratio" if option == "sparsity" and "ratio" in own else ""
                 raise VitcodError(
-                    f"{info.flag} goes with --method {' or '.join(methods)}, not with {self.method}{hint}."
+                    f"{info.flag} goes with --method {' or '.join(methods)}, not with {self.method}."
                 )
 
     @property

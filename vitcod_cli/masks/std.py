@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.masks.method import MaskMethod
+from vitcod_cli.masks.budget import largest_entries
+from vitcod_cli.masks.method import Exact
 from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part
 from vitcod_cli.settings import setting
 
@@ -16,22 +17,24 @@ DEFAULT_COEF = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Std(MaskMethod):
+class Std(Exact):
     """Options of the method."""
 
-    name = "std"
+    name, own_option, finds = "std", "std_coef", "coefficient"
     protects_prefix = False  # as published
 
     std_coef: float | None = setting(
         None,
-        "std: how many standard deviations above the mean of its row a key must be.",
+        "std: how many standard deviations above the mean of its row a key must be, instead of --sparsity.",
         minimum=-1e6,
         maximum=1e6,
         show_default=str(DEFAULT_COEF),
     )
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
-        """See :func:`std_mask`."""
+        """See :func:`std_mask` and :func:`std_mask_of_sparsity`."""
+        if self.sparsity is not None:
+            return std_mask_of_sparsity(attention_map.attention, self.sparsity, num_prefix_tokens), {}
         coef = DEFAULT_COEF if self.std_coef is None else self.std_coef
         return std_mask(attention_map.attention, coef), {"std_coef": coef}
 
@@ -51,3 +54,26 @@ def std_mask(attention: Attention, coef: float) -> Keep:
 
     for_each_part(fill, attention)
     return keep
+
+
+def std_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tokens: int) -> Keep:
+    """The keys that are most standard deviations above the mean of their row, as many as give this sparsity.
+
+    Reached to the entry; every row keeps its largest key, and prefix tokens are kept if there are any.
+
+    Args:
+        attention: [L, H, N, N].
+
+    Raises:
+        SparsityError: if a key of every row and the prefix tokens are more than it leaves.
+    """
+    deviations = np.empty(attention.shape, dtype=attention.dtype)
+
+    def fill(part: Part) -> None:
+        rows = attention[part]
+        mean, std = rows.mean(axis=-1, keepdims=True), rows.std(axis=-1, keepdims=True)
+        np.divide(rows - mean, std, out=deviations[part], where=std > 0)
+        deviations[part][(std == 0)[:, 0]] = 0  # all the same: none is above the mean
+
+    for_each_part(fill, attention)
+    return largest_entries(deviations, sparsity, num_prefix_tokens)
