@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,37 @@ def test_arrays_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert read_attention_map(ours).info["made_from"] == sha256_of(source)
     (back,) = run(ours, capsys, to="reference", output=str(tmp_path / "back.npy"))
     assert back.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["mask", "map"])
+def test_an_npz_file_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    source = tmp_path / "array.npy"
+    array = random_mask() if kind == "mask" else np.full((2, 3, 5, 5), 0.2, dtype=np.float32)
+    np.save(source, array)
+    (ours,) = run(source, capsys)
+    for of in (source, ours):
+        (path,) = run(of, capsys, output=str(tmp_path / f"{of.suffix[1:]}.npz"))
+        with np.load(path, allow_pickle=False) as found:
+            if kind == "map":
+                np.testing.assert_array_equal(found["attention"], array)
+            else:
+                np.testing.assert_array_equal(found["keep"], ~array)
+                np.testing.assert_allclose(found["head_sparsity"], array.mean(axis=(-2, -1)))
+                assert found["global_tokens"].shape == array.shape[:2]
+            assert json.loads(str(found["vitcod"]))["made_from"] == sha256_of(of)
+
+
+def test_names_that_say_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "mask.npy"
+    np.save(source, random_mask())
+    assert ".safetensors file" in refusal(source, capsys, output=str(tmp_path / "mask.pth"))
+    assert not (tmp_path / "mask.pth").exists()
+    for output in (tmp_path / "there", f"{tmp_path}/new/"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        (ours,) = run(source, capsys, output=str(output))
+        assert ours == Path(output, "mask.safetensors")
+        assert np.array_equal(read_mask(ours).keep, ~random_mask())
+    assert ".npy file" in refusal(ours, capsys, to="reference", output=str(tmp_path / "mask.safetensors"))
 
 
 def test_the_authors_files_there_and_back(

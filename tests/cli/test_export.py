@@ -214,6 +214,22 @@ def test_a_fixed_batch_leaves_out_what_the_mask_prunes(
     torch.testing.assert_close(run(images).detach(), logits_of(model, images), rtol=1e-4, atol=1e-4)
 
 
+def test_arrays(cli: Cli, tiny_config: ModelConfig) -> None:
+    model = saved(tiny_config.changed(svd_type=LOW_RANK), mask=True)
+    export(cli, "model.npz")
+    with np.load("model.npz", allow_pickle=False) as found:
+        state = model.state_dict()
+        names = [name for name in state if not name.endswith(".keep")]
+        assert set(found.files) == {*names, "keep", "head_sparsity", "global_tokens", "vitcod"}
+        for name in names:
+            np.testing.assert_array_equal(found[name], state[name].numpy())
+        np.testing.assert_array_equal(found["keep"][1], state["blocks.1.attn.keep"].numpy())
+        assert json.loads(str(found["vitcod"]))["model_config"]["svd_type"] == LOW_RANK
+    refused = cli("eval", "--checkpoint", "model.npz", "--data-path", ".")
+    assert refused.code == 1
+    assert ".npz archive" in the_error(refused)
+
+
 @pytest.mark.parametrize("kind", ["class token", "distilled", "no bias"])
 def test_weights_for_timm(cli: Cli, kind: str, tiny_config: ModelConfig) -> None:
     """The line on stderr, typed as it stands, is the low-rank model; vitcod reads the file too."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
@@ -13,12 +15,14 @@ from vitcod_cli.artifacts.describe import ATTENTION_MAP, CHECKPOINT, MASK, Descr
 from vitcod_cli.artifacts.download import is_url
 from vitcod_cli.artifacts.files import checked_path, free_path
 from vitcod_cli.artifacts.mask import Mask, published_mask, read_mask, write_mask
+from vitcod_cli.artifacts.npz_file import SUFFIX, is_npz, write_npz
 from vitcod_cli.artifacts.pickled import write_pickled
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.artifacts.published import mask_beside, plain, published_checkpoint, write_npy
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.convert_settings import ConvertOptions, Form
 from vitcod_cli.masks.prefix import check_rows
+from vitcod_cli.masks.statistics import mask_arrays
 from vitcod_cli.model.build import build_model, model_config
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import apply_mask, load_weights
@@ -38,12 +42,19 @@ def convert(options: ConvertOptions, reporter: Reporter) -> list[Path]:
     source = options.source
     description = None if is_url(source) else describe(checked_path(source, _FLAG))
     kind = CHECKPOINT if description is None else description.kind  # an old .pth has no mark to know it by
-    _check_direction(source, description, options.to)
+    arrays_alone = is_npz(options.output)
+    if arrays_alone and kind == CHECKPOINT:
+        raise VitcodError(f"--output {options.output}: vitcod export --output {options.output} writes weights so.")
+    if not arrays_alone:
+        _check_direction(source, description, options.to)
     if kind == CHECKPOINT:
         return _convert_checkpoint(options, reporter)
     if options.mask is not None:
         raise VitcodError(f"--mask goes with a checkpoint, but {source} is {description}.")
     target = _target(options, ".safetensors" if options.to == "vitcod" else ".npy")
+    if arrays_alone:
+        write_npz(target, *(_mask_arrays if kind == MASK else _map_arrays)(source))
+        return [target]
     (_convert_mask if kind == MASK else _convert_map)(source, target, options.to)
     return [target]
 
@@ -60,15 +71,29 @@ def _check_direction(source: str, description: Description | None, to: Form) -> 
 
 
 def _target(options: ConvertOptions, suffix: str) -> Path:
-    """The file to write: ``--output``, or the source's name with another suffix."""
-    source = options.source
+    """The file to write: ``--output``, or the source's name with another suffix, in the folder ``--output``."""
+    source, output = options.source, options.output
     name = Path(source.rpartition("/")[2]) if is_url(source) else Path(source)
-    target = Path(options.output) if options.output is not None else name.with_suffix(suffix)
-    if options.output is None and target == name:
+    if output is not None and not output.endswith("/") and not Path(output).is_dir():
+        path = free_path(output, options.overwrite, inputs=_inputs(options))
+        _check_ending(output, suffix)
+        return path
+    target = name.with_suffix(suffix) if output is None else Path(output, name.with_suffix(suffix).name)
+    if target == name:
         target = name.with_name(f"{name.stem}_vitcod{suffix}")
-    return free_path(
-        target if options.output is None else options.output, options.overwrite, inputs=_inputs(options)
-    )
+    return free_path(target, options.overwrite, inputs=_inputs(options))
+
+
+def _check_ending(output: str, suffix: str) -> None:
+    """Refuse a name that says it is another kind of file than what is written."""
+    own = {
+        ".pth": (".pth", ".pt", ".bin", ".tar"),
+        ".npy": (".npy", SUFFIX),
+        ".safetensors": (".safetensors", SUFFIX),
+    }
+    ending = Path(output).suffix.lower()
+    if ending in {each for endings in own.values() for each in endings} - set(own[suffix]):
+        raise VitcodError(f"--output {output}: what is written is a {suffix} file; let the name end so.")
 
 
 def _inputs(options: ConvertOptions) -> list[str]:
@@ -76,6 +101,22 @@ def _inputs(options: ConvertOptions) -> list[str]:
 
 
 # -- arrays -----------------------------------------------------------------------------------
+
+
+def _mask_arrays(source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """A mask bool [L, H, N, N], and of each head [L, H] its sparsity and how many global tokens it has."""
+    mask = read_mask(source, _FLAG)
+    return mask_arrays(mask.keep), {**mask.info, **provenance(_MADE_BY, source)}
+
+
+def _map_arrays(source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """An attention map [L, H, N, N], and its importance where it has one."""
+    read = read_attention_map(source, _FLAG)
+    check_rows(read.attention, source)
+    arrays = {"attention": read.attention}
+    if read.importance is not None:
+        arrays["importance"] = read.importance
+    return arrays, {**read.info, "num_images": read.num_images, **provenance(_MADE_BY, source)}
 
 
 def _convert_mask(source: str, target: Path, to: Form) -> None:

@@ -20,7 +20,10 @@ class ConvertOptions(Settings, panel="Output"):
     )
     to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.")
     output: str | None = setting(
-        None, "File to write; left out, beside the source.", metavar="FILE", show_default=False
+        None,
+        "File to write, or folder; left out, beside the source. A map or mask also as .npz, with statistics.",
+        metavar="FILE",
+        show_default=False,
     )
     overwrite: bool = setting(False, "Replace the file when it is there already.")
     mask: str | None = mask_setting(

@@ -10,9 +10,9 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, mask_setting
 from vitcod_cli.settings import ResultSettings, Settings, required, setting
 
-Form = Literal["program", "onnx", "weights"]
+Form = Literal["program", "onnx", "weights", "arrays"]
 
-_FORMS: dict[str, Form] = {".pt2": "program", ".onnx": "onnx", ".safetensors": "weights"}
+_FORMS: dict[str, Form] = {".pt2": "program", ".onnx": "onnx", ".safetensors": "weights", ".npz": "arrays"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class ExportOptions(Settings, panel="Output"):
     checkpoint: str = checkpoint_setting("name the weights to export.")
     mask: str | None = mask_setting()
     output: str = required(
-        "File to write: .onnx or .pt2 (torch.export) for a program, .safetensors for weights that timm loads.",
+        "File to write: .onnx or .pt2 (torch.export) for a program, .safetensors for weights that timm loads, "
+        ".npz for weights, mask and its statistics.",
         "name the file to write, such as model.pt2 or model.onnx.",
         metavar="FILE",
     )
@@ -69,11 +70,11 @@ class ExportOptions(Settings, panel="Output"):
         form = _FORMS.get(self.path.suffix.lower())
         if form is None:
             raise VitcodError(
-                f"--output {self.path} doesn't end in .pt2 (a torch.export program), .onnx or .safetensors "
-                "(weights for timm); the ending says what to write."
+                f"--output {self.path} doesn't end in .pt2 (a torch.export program), .onnx, .safetensors "
+                "(weights for timm) or .npz (arrays); the ending says what to write."
             )
         for flag, is_set in (("--batch-size", self.batch_size is not None), ("--input", self.input != "float32")):
-            if form == "weights" and is_set:
+            if form in ("weights", "arrays") and is_set:
                 raise VitcodError(f"{flag} is for programs; leave it out for weights, or export to .pt2 or .onnx.")
         if self.portable and form != "onnx":
             raise VitcodError("--portable is for .onnx files; leave it out, or let --output end in .onnx.")

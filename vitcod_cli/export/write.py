@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.checkpoint import write_checkpoint
 from vitcod_cli.artifacts.files import atomic_path, free_path
+from vitcod_cli.artifacts.npz_file import write_npz
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.export.program import (
     Exported,
@@ -21,7 +22,7 @@ from vitcod_cli.export.program import (
 )
 from vitcod_cli.export.settings import ExportOptions
 from vitcod_cli.export.weights import fold_for_timm
-from vitcod_cli.masks.statistics import sparsity_of
+from vitcod_cli.masks.statistics import mask_arrays, sparsity_of
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
@@ -45,6 +46,8 @@ def export(options: ExportOptions, reporter: Reporter) -> dict[str, Any]:
     origin = provenance("vitcod export", options.checkpoint)
     if options.form == "weights":
         metadata = _write_weights(path, model, origin, reporter)
+    elif options.form == "arrays":
+        metadata = _write_arrays(path, model, origin)
     else:
         metadata = _write_program(path, model, options, origin, reporter)
     return {"path": str(path), "form": options.form, **metadata}
@@ -60,6 +63,14 @@ def _write_weights(
     text = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     reporter.info(f"timm.create_model({config.model!r}, {text}, checkpoint_path={str(path)!r})")
     return {"model_config": config.to_dict()}
+
+
+def _write_arrays(path: Path, model: VisionTransformer, origin: dict[str, Any]) -> dict[str, Any]:
+    """Every tensor by its name, float32; the masks as one, with their statistics."""
+    keep, info = keep_mask(model), {"model_config": model_config(model).to_dict(), **origin}
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items() if not name.endswith(".keep")}
+    write_npz(path, {**arrays, **({} if keep is None else mask_arrays(keep.numpy()))}, info)
+    return info
 
 
 def _write_program(

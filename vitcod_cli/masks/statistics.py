@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,3 +48,8 @@ def global_tokens(keep: Keep, more_than_rows: int = 50) -> NDArray[np.int64]:
     """
     counts: NDArray[np.int64] = np.count_nonzero(np.count_nonzero(keep, axis=-2) > more_than_rows, axis=-1)
     return counts
+
+
+def mask_arrays(keep: Keep) -> dict[str, NDArray[Any]]:
+    """A mask bool [L, H, N, N] for other programs, with the sparsity and the global tokens of each head [L, H]."""
+    return {"keep": keep, "head_sparsity": head_sparsity(keep), "global_tokens": global_tokens(keep)}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.files import atomic_path, checked_path, free_path
 from vitcod_cli.artifacts.mask import Mask, published_mask, read_mask, write_mask
+from vitcod_cli.artifacts.npz_file import write_npz
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.order_settings import PolarizeOptions
@@ -105,5 +106,4 @@ def _write_npz(mask: Mask, weights: dict[str, NDArray[np.generic]], path: Path) 
         "csc_rows": index.rows,
         **weights,
     }
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_npz(path, arrays)
