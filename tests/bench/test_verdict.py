@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vitcod_cli.bench.counting import Counts
 from vitcod_cli.bench.measure import Comparison, Measurement, Mode, Results
+from vitcod_cli.bench.report import Report
 from vitcod_cli.bench.timing import ratio
-from vitcod_cli.bench.verdict import in_ms, mask_verdict, times
+from vitcod_cli.bench.verdict import in_ms, mask_verdict, standing, times
 
 COUNTS = Counts(10, 0, 0, 1000, 200, 20)
 LEAVES_OUT = "The mask leaves out 90.0 % of the attention products (18.0 % of all arithmetic)"
@@ -43,8 +46,35 @@ def test_time_saved() -> None:
 def test_a_saving_that_the_spread_does_not_bear_out_is_none() -> None:
     words = verdict(("forward", 8, [0.08, 0.09, 0.12, 0.13, 0.07], [0.1] * 5))
     assert words is not None
-    assert "but saves no time" in words
-    assert "(x0.90)" in words
+    assert "but whether it saves time is too noisy to tell on this device" in words
+    assert "(x0.80 to x1.20 in pairs)" in words
+
+
+@pytest.mark.parametrize(
+    ("masked", "unmasked", "expected"),
+    [
+        ([0.09] * 4, [0.1] * 4, "faster"),
+        ([0.11] * 4, [0.1] * 4, "slower"),
+        ([0.099, 0.1, 0.101, 0.1], [0.1] * 4, "the same"),
+        ([0.08, 0.12, 0.08, 0.12], [0.1] * 4, "too noisy"),
+        ([0.096, 0.097, 0.104, 0.104], [0.1] * 4, "too noisy"),
+        # Every pair says slower, and the medians faster: the machine changed in between.
+        ([0.11, 0.11, 0.33, 0.33, 0.11], [0.1, 0.1, 0.3, 0.3, 0.3], "too noisy"),
+    ],
+)
+def test_faster_slower_or_nothing(masked: list[float], unmasked: list[float], expected: str) -> None:
+    found = results(("forward", 8, masked, unmasked))
+    assert standing(found.comparisons[0], found) == expected
+
+
+def test_the_table_does_not_contradict_the_sentence() -> None:
+    found = results(("forward", 8, [0.08, 0.12, 0.08, 0.12], [0.1] * 4))
+    environment = {"threads": 2, "precision": "float32", "compile": False, "channels_last": False}
+    environment |= {"deterministic": False, "device_name": "a CPU", "torch": "", "timm": "", "vitcod": ""}
+    text = Report({}, environment, {}, found).text()
+    (line,) = (line for line in text.splitlines() if "x1.00" in line)
+    assert line.endswith("too noisy")
+    assert "measure for longer (--seconds)" in text
 
 
 def test_a_mask_that_costs_time() -> None:

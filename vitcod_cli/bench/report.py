@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vitcod_cli.bench.counting import Counts
 from vitcod_cli.bench.measure import Measurement, Results
-from vitcod_cli.bench.verdict import in_ms, mask_verdict, times
+from vitcod_cli.bench.verdict import in_ms, mask_verdict, standing, times
 from vitcod_cli.reporting import visible
 
 FIRST, UNMASKED, OTHER = "model", "no mask", "against"
@@ -22,6 +22,7 @@ _MEASURED = (
     "training with gradients and optimizer state."
 )
 _COMPARED = "The model's time as a multiple of the other's, over pairs timed one after the other."
+_NOISY = "Too noisy to tell: measure for longer (--seconds), on a machine that does nothing else."
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Report:
                 console.print("\nCompared", style="bold")
                 console.print(self._compared())
                 console.print(_COMPARED, style="dim")
+                if any(standing(one, self.results) == "too noisy" for one in self.results.comparisons):
+                    console.print(_NOISY, style="dim")
             if self.verdict is not None:
                 console.print(f"\n{self.verdict}")
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -118,11 +121,17 @@ class Report:
         return table
 
     def _compared(self) -> Table:
-        table = _table("", "batch", "against", "time", "middle half", "pairs")
+        table = _table("", "batch", "against", "time", "middle half", "pairs", "model is")
         for one in self.results.comparisons:
             half = f"{times(one.ratio.lower)} to {times(one.ratio.upper)}"
             table.add_row(
-                one.mode, str(one.batch_size), one.against, times(one.ratio.median), half, str(one.pairs)
+                one.mode,
+                str(one.batch_size),
+                one.against,
+                times(one.ratio.median),
+                half,
+                str(one.pairs),
+                standing(one, self.results),
             )
         return table
 
@@ -131,7 +140,7 @@ def _table(*columns: str) -> Table:
     """Words to the left, figures to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, name in enumerate(columns):
-        left = index == 0 or name in ("of", "against")
+        left = index == 0 or name in ("of", "against", "model is")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     return table
 

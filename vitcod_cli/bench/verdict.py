@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vitcod_cli.bench.counting import Counts
 from vitcod_cli.bench.measure import Comparison, Measurement, Results
-from vitcod_cli.bench.timing import Spread
 
 NOTABLE = 0.03
 """Differences in time below this share are not called one."""
+
+Standing = Literal["faster", "slower", "the same", "too noisy"]
+
+
+def standing(comparison: Comparison, results: Results) -> Standing:
+    """What a comparison shows: nothing, where the middle half of its pairs spans more than one answer.
+
+    Neither does it where the two medians, each by itself, say the opposite.
+    """
+    ratio = comparison.ratio
+    masked, unmasked = _medians(comparison, results)
+    if ratio.median < 1 - NOTABLE and ratio.upper < 1 and masked < unmasked:
+        return "faster"
+    if ratio.median > 1 + NOTABLE and ratio.lower > 1 and masked > unmasked:
+        return "slower"
+    within = ratio.lower >= 1 - NOTABLE and ratio.upper <= 1 + NOTABLE
+    return "the same" if within else "too noisy"
 
 
 def mask_verdict(counts: Counts, results: Results, unmasked: str) -> str | None:
@@ -27,40 +45,50 @@ def mask_verdict(counts: Counts, results: Results, unmasked: str) -> str | None:
         max((one for one in comparisons if one.mode == mode), key=lambda one: one.batch_size)
         for mode in dict.fromkeys(one.mode for one in comparisons)
     )
-    saves, effect = _effect(forward.ratio)
+    word = "and" if standing(forward, results) == "faster" else "but"
     verdict = (
         f"The mask leaves out {_percent(counts.saved_attention_share)} of the attention products "
-        f"({_percent(counts.saved_share)} of all arithmetic), {'and' if saves else 'but'} {effect} on this "
+        f"({_percent(counts.saved_share)} of all arithmetic), {word} {_effect(forward, results)} on this "
         f"device: {_times_text(forward, results)}."
     )
     for step in training:
         text = _times_text(step, results)
-        verdict += f" {text[0].upper()}{text[1:]}: the mask {_effect(step.ratio)[1]}."
+        verdict += f" {text[0].upper()}{text[1:]}: the mask {_effect(step, results)}."
     return verdict
 
 
-def _times_text(comparison: Comparison, results: Results) -> str:
+def _medians(comparison: Comparison, results: Results) -> tuple[float, float]:
+    """Milliseconds of the first model and of the one compared with."""
     measured: dict[str, Measurement] = {
         one.model: one
         for one in results.measurements
         if (one.mode, one.batch_size) == (comparison.mode, comparison.batch_size)
     }
-    masked, unmasked = next(iter(measured.values())), measured[comparison.against]
+    first, other = next(iter(measured.values())), measured[comparison.against]
+    return first.milliseconds.median, other.milliseconds.median
+
+
+def _times_text(comparison: Comparison, results: Results) -> str:
+    masked, unmasked = _medians(comparison, results)
     images = "1 image" if comparison.batch_size == 1 else f"{comparison.batch_size} images"
+    ratio = comparison.ratio
+    noisy = standing(comparison, results) == "too noisy"
+    spread = f"{times(ratio.lower)} to {times(ratio.upper)} in pairs" if noisy else times(ratio.median)
     return (
         f"a {'forward pass' if comparison.mode == 'forward' else 'training step'} of {images} takes "
-        f"{in_ms(masked.milliseconds.median)} ms with it and {in_ms(unmasked.milliseconds.median)} ms without "
-        f"({times(comparison.ratio.median)})"
+        f"{in_ms(masked)} ms with it and {in_ms(unmasked)} ms without ({spread})"
     )
 
 
-def _effect(ratio: Spread) -> tuple[bool, str]:
-    """Whether time is saved, and in words: where it is notable and the middle half of the pairs agrees."""
-    if ratio.median < 1 - NOTABLE and ratio.upper < 1:
-        return True, f"saves {_percent(1 - ratio.median)} of the time"
-    if ratio.median > 1 + NOTABLE and ratio.lower > 1:
-        return False, f"takes {_percent(ratio.median - 1)} more time"
-    return False, "saves no time"
+def _effect(comparison: Comparison, results: Results) -> str:
+    """What a mask does to the time, in words."""
+    median = comparison.ratio.median
+    return {
+        "faster": f"saves {_percent(1 - median)} of the time",
+        "slower": f"takes {_percent(median - 1)} more time",
+        "the same": "saves no time",
+        "too noisy": "whether it saves time is too noisy to tell",
+    }[standing(comparison, results)]
 
 
 def in_ms(value: float) -> str:
