@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import Cli, MakeMap
 from PIL import Image
 
 from vitcod_cli.artifacts.mask import Mask, write_mask
+from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.info import info_mask
 from vitcod_cli.masks.polarize import reordered, token_order
 from vitcod_cli.masks.prefix import keep_prefix
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, set_keep_mask
+from vitcod_cli.model.load import save_model
 from vitcod_cli.plots.canvas import DPI, TokenAxis
-from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, save_plots
+from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, draw_query, save_plots
+from vitcod_cli.plots.view import View
 from vitcod_cli.reporting import SilentReporter
 
 
@@ -139,6 +145,65 @@ def test_plot_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
     assert "different models" in cli("plot", "map.npy", "other.npy").error
     assert "second mask" in cli("plot", "mask.npy", "other.npy").error
     assert "nowhere.npy" in cli("plot", "nowhere.npy").error
+
+
+def test_a_checkpoint_with_a_mask(cli: Cli, tmp_path: Path, tiny_config: ModelConfig) -> None:
+    model = build_model(tiny_config)
+    save_model("dense.safetensors", model, {})
+    message = cli("plot", "dense.safetensors").error
+    assert "a checkpoint without a mask; give a mask, or an attention map" in message
+    keep = np.random.default_rng(0).random(attention_shape(model)) < 0.3
+    keep[..., 0] = True
+    set_keep_mask(model, torch.from_numpy(keep))
+    save_model("sparse.safetensors", model, {})
+    write_mask("mask.safetensors", Mask(keep, {"model_config": {"model": tiny_config.model}}))
+    for name in ("sparse", "mask"):
+        assert cli("plot", f"{name}.safetensors", "--output-dir", name).code == 0
+    for name in ("overview.png", "block_01.png"):
+        assert Path("sparse", name).read_bytes() == Path("mask", name).read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_kinds_of_files(cli: Cli, make_map: MakeMap, kind: str, begin: bytes) -> None:
+    np.save("map.npy", make_map(blocks=1))
+    outcome = cli("plot", "map.npy", "--format", kind, "--output-dir", "out")
+    assert outcome.out.split() == [f"out/overview.{kind}", f"out/block_00.{kind}"]
+    assert all(Path(path).read_bytes().startswith(begin) for path in outcome.out.split())
+    assert "--overwrite" in cli("plot", "map.npy", "--format", kind, "--output-dir", "out").error
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_a_patch_of_a_picture_looks_at(masked: bool) -> None:
+    """Of 4 x 4 patches, all white, the one at row 1, column 2 keeps those at (0, 3) and (3, 0)."""
+    keep = np.zeros((1, 2, 17, 17), dtype=np.bool_)
+    keep[..., 0] = True
+    token = 1 + 1 * 4 + 2
+    keep[0, 0, token, [1 + 0 * 4 + 3, 1 + 3 * 4 + 0]] = True
+    view = View(np.full((64, 64, 3), 255, dtype=np.uint8), 1, 2, 4)
+    attention = (keep + 0.01) / (keep + 0.01).sum(axis=-1, keepdims=True)
+    maps = Maps(None, keep) if masked else Maps(attention.astype(np.float32))
+    figure = draw_query(maps, view, "x")
+    drawn = panel(figure, pixels(figure), 0).astype(int).sum(axis=-1)
+    edge = len(drawn) / 4
+    centres = drawn[np.ix_(*2 * [[int((place + 0.5) * edge) for place in range(4)]])]
+    expected = np.zeros((4, 4), dtype=bool)
+    expected[0, 3] = expected[3, 0] = True
+    found = centres > 600 if masked else centres < np.median(centres) - 100
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_picture_as_a_command(cli: Cli, make_map: MakeMap) -> None:
+    np.save("map.npy", make_map(blocks=1))
+    Image.new("RGB", (90, 70), "green").save("picture.png")
+    words = ("plot", "map.npy", "--output-dir", "out", "--overwrite", "--image", "picture.png")
+    assert cli(*words).out.split()[-1] == "out/query.png"
+    assert cli(*words, "--query", 3, 0).code == 0
+    assert "--query 4 0 is outside of the 4 x 4 patches" in cli(*words, "--query", 4, 0).error
+    assert "--query is a patch of --image" in cli("plot", "map.npy", "--query", 1, 1).error
+    assert "--image map.npy can't be read" in cli("plot", "map.npy", "--image", "map.npy").error
+    assert "--image gone.png can't be read" in cli("plot", "map.npy", "--image", "gone.png").error
+    np.save("odd.npy", make_map(tokens=16))
+    assert "square grid" in cli("plot", "odd.npy", "--image", "picture.png").error
 
 
 def test_a_title_of_any_letters(make_map: MakeMap, tmp_path: Path) -> None:

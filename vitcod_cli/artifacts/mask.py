@@ -17,6 +17,8 @@ from vitcod_cli.artifacts.describe import MASK
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
+_KEEP = ".attn.keep"
+"""What the mask of a block is called in a checkpoint."""
 _ORDER = ("permutation", "global_tokens")
 
 
@@ -69,6 +71,24 @@ def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
         check_shape(keep.shape, path, flag, "a mask")
         order = _read_order(handle, keep, f"{flag} {path}")
     return Mask(keep, checked_info(info, keep.shape[-1], path, flag, "the mask"), order)
+
+
+def mask_in_checkpoint(path: str | os.PathLike[str], flag: str) -> Mask | None:
+    """The mask that a checkpoint of ours holds, with what it says of its model; None where it holds none.
+
+    Raises:
+        VitcodError: if the file can't be read, or its blocks have masks of different shapes.
+    """
+    with open_safetensors(path, flag=flag) as file:
+        names = [name for name in file.handle.keys() if name.endswith(_KEEP)]  # noqa: SIM118
+        names.sort(key=lambda name: [int(part) for part in name.split(".") if part.isdigit()])
+        masks = [np.asarray(file.handle.get_tensor(name)) for name in names]
+        info = dict(file.info)
+    if not masks:
+        return None
+    if len({mask.shape for mask in masks}) > 1 or masks[0].ndim != 3:
+        raise VitcodError(f"{flag} {path} holds masks that don't fit each other; make the checkpoint again.")
+    return Mask(np.stack(masks).astype(np.bool_), info)
 
 
 def _read_order(handle: Any, keep: np.ndarray, subject: str) -> TokenOrder | None:

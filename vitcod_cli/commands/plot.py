@@ -7,7 +7,7 @@ from vitcod_cli.plots.settings import PlotOptions
 
 
 def plot(options: PlotOptions) -> None:
-    """Draw attention maps and masks: one PNG a block, and an overview of all.
+    """Draw attention maps and masks: one picture a block, and an overview of all.
 
     Prints the paths of the pictures on stdout.
     """

@@ -22,15 +22,17 @@ _TOP, _LEFT, _BOTTOM, _RIGHT = 100, 80, 80, 140
 class Canvas:
     """A matplotlib figure of ``rows`` x ``columns`` panels of ``size`` pixels."""
 
-    def __init__(self, size: int, *, rows: int, columns: int, gap: tuple[int, int] = (36, 20)) -> None:
-        """``gap``: pixels between panels, (vertical, horizontal)."""
+    def __init__(
+        self, size: int, *, rows: int, columns: int, gap: tuple[int, int] = (36, 20), bottom: int = _BOTTOM
+    ) -> None:
+        """``gap``: pixels between panels, (vertical, horizontal); ``bottom``: below, for labels and a note."""
         from matplotlib.figure import Figure
 
         self.size, self.rows, self.columns, self.gap = size, rows, columns, gap
         self.inner_width = columns * (size + gap[1]) - gap[1]
         self.inner_height = rows * (size + gap[0]) - gap[0]
         self.width = _LEFT + self.inner_width + _RIGHT
-        self.height = _TOP + self.inner_height + _BOTTOM
+        self.height = _TOP + self.inner_height + bottom
         self.figure: Any = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="white")
 
     def _axes(self, left: int, top: int, width: int, height: int) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of attention maps and masks: one PNG a block, and one of all blocks.
+"""Pictures of attention maps and masks: one a block, one of all blocks, and one over a picture.
 
 matplotlib is imported inside the functions, and only its figures, never pyplot: no display is needed
 and no global state is touched.
@@ -7,7 +7,9 @@ and no global state is touched.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.statistics import block_sparsity, head_sparsity
 from vitcod_cli.plots.canvas import DPI, Canvas, TokenAxis
+from vitcod_cli.plots.view import PATCH, View
 from vitcod_cli.reporting import Reporter
 
 COLORS = "magma_r"  # perceptually even; dark = much attention, so that a pruned entry can be white
@@ -61,23 +64,31 @@ class Maps:
         return array.shape
 
 
-def save_plots(maps: Maps, folder: Path, title: str, reporter: Reporter) -> list[Path]:
-    """Write ``overview.png`` and ``block_00.png`` ... into ``folder``; returns the paths.
+def save_plots(
+    maps: Maps, folder: Path, title: str, reporter: Reporter, *, kind: str = "png", view: View | None = None
+) -> list[Path]:
+    """Write ``overview.png``, ``block_00.png`` ... and ``query.png`` into ``folder``; returns the paths.
 
     Args:
         title: what the pictures are of, such as the model's name; the head line of each.
+        kind: png, pdf or svg.
+        view: what ``query.png`` shows; None: there is none.
 
     Raises:
         VitcodError: if a file can't be written.
     """
     blocks = range(maps.shape[0])
     digits = max(2, len(str(blocks[-1])))
-    paths = [folder / "overview.png", *(folder / f"block_{block:0{digits}}.png" for block in blocks)]
+    drawings: dict[str, Callable[[], Any]] = {"overview": partial(draw_overview, maps, title)}
+    drawings |= {f"block_{block:0{digits}}": partial(draw_block, maps, block, title) for block in blocks}
+    if view is not None:
+        drawings["query"] = partial(draw_query, maps, view, title)
+    paths = [folder / f"{name}.{kind}" for name in drawings]
+    options = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
     with reporter.progress("drawing", len(paths), unit="pictures") as progress:
-        for block, path in enumerate(paths, start=-1):
-            figure = draw_overview(maps, title) if block < 0 else draw_block(maps, block, title)
+        for path, draw in zip(paths, drawings.values(), strict=True):
             with atomic_path(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+                draw().savefig(temporary, format=kind, dpi=DPI, **options)
             progress.advance()
     return paths
 
@@ -118,7 +129,7 @@ def draw_overview(maps: Maps, title: str) -> Any:
     num_blocks, num_heads, num_tokens = maps.shape[:3]
     axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
     kinds = 1 if maps.moved is None else 2
-    canvas = Canvas(OVERVIEW_PANEL, rows=kinds * num_heads, columns=num_blocks, gap=(8, 8))
+    canvas = Canvas(OVERVIEW_PANEL, rows=kinds * num_heads, columns=num_blocks, gap=(8, 8), bottom=36)
     pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep).mean():.1%} pruned"
     canvas.headline(f"{title}, all blocks{pruned}")
     notes = [axis.note, "White: pruned." if maps.keep is not None else "", "" if maps.moved is None else POLARIZED]
@@ -145,6 +156,43 @@ def draw_overview(maps: Maps, title: str) -> Any:
                 below = canvas.panel(kinds * head + 1, block, "")
                 _draw_mask(below, maps.moved[block, head])
                 below.set(xticks=[], yticks=[])
+    if norm is not None:
+        canvas.color_bar(image, "mean attention probability (log scale)")
+    return canvas.figure
+
+
+def draw_query(maps: Maps, view: View, title: str) -> Any:
+    """A matplotlib Figure of all blocks (columns) and heads (rows): what one patch of a picture looks at.
+
+    Under a mask patches that it doesn't keep are dark; a map without a mask is laid over the picture.
+    """
+    from matplotlib.patches import Rectangle
+
+    (num_blocks, num_heads), prefix = maps.shape[:2], maps.num_prefix_tokens
+    canvas = Canvas(OVERVIEW_PANEL, rows=num_heads, columns=num_blocks, gap=(8, 8), bottom=36)
+    canvas.headline(f"{title}, what the patch at row {view.row}, column {view.column} looks at")
+    token, keys = view.token(prefix), "Bright: the patches that it keeps."
+    norm = None
+    if maps.keep is None:
+        assert maps.attention is not None
+        norm, keys = _log_norm(maps.attention[:, :, token]), "Colours: mean attention of the patch."
+    canvas.footnote(f"Boxed: the patch that looks. {keys}")
+    for block in range(num_blocks):
+        for head in range(num_heads):
+            panel = canvas.panel(head, block, f"block {block}" if head == 0 else "")
+            if maps.keep is not None:
+                kept = view.over_patches(maps.keep[block, head, token], prefix)
+                panel.imshow(np.where(kept[..., None], view.picture, view.picture // 5))
+            else:
+                assert maps.attention is not None
+                values = view.over_patches(maps.attention[block, head, token], prefix)
+                panel.imshow(view.picture)
+                image = panel.imshow(values, cmap=COLORS, norm=norm, alpha=0.7)
+            corner = (view.column * PATCH - 0.5, view.row * PATCH - 0.5)
+            panel.add_patch(Rectangle(corner, PATCH, PATCH, fill=False, edgecolor=STRIP_COLOR, linewidth=1.5))
+            if block == 0:
+                panel.set_ylabel(f"head {head}", fontsize=12)
+            panel.set(xticks=[], yticks=[])
     if norm is not None:
         canvas.color_bar(image, "mean attention probability (log scale)")
     return canvas.figure

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from vitcod_cli.artifacts.attention_map import read_attention_map
-from vitcod_cli.artifacts.describe import MASK, describe
+from vitcod_cli.artifacts.describe import CHECKPOINT, MASK, describe
 from vitcod_cli.artifacts.files import checked_path, free_folder
-from vitcod_cli.artifacts.mask import read_mask
+from vitcod_cli.artifacts.mask import Mask, mask_in_checkpoint, read_mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.polarize import reordered
 from vitcod_cli.plots.draw import Maps, save_plots
 from vitcod_cli.plots.settings import PlotOptions
+from vitcod_cli.plots.view import look_at
 from vitcod_cli.reporting import Reporter
 
 _FLAG = "MAP_OR_MASK"
@@ -25,12 +26,17 @@ def plot(options: PlotOptions, reporter: Reporter) -> list[Path]:
         VitcodError: if a file can't be read or written, or map and mask are of different models.
     """
     folder = free_folder(options.output_dir)
-    if (folder / "overview.png").exists() and not options.overwrite:
+    if (folder / f"overview.{options.format}").exists() and not options.overwrite:
         raise VitcodError(
             f"{folder} holds pictures already; replace them with --overwrite, or name another folder."
         )
     maps, name = _read(options.sources)
-    return save_plots(maps, folder, options.title or name, reporter)
+    view = (
+        None
+        if options.image is None
+        else look_at(options.image, options.query, maps.shape[-1] - maps.num_prefix_tokens)
+    )
+    return save_plots(maps, folder, options.title or name, reporter, kind=options.format, view=view)
 
 
 def _read(sources: list[str]) -> tuple[Maps, str]:
@@ -39,13 +45,14 @@ def _read(sources: list[str]) -> tuple[Maps, str]:
     info: dict[str, Any] = {}
     for source in sources:
         description = describe(checked_path(source, _FLAG))
-        kind = "keep" if description is not None and description.kind == MASK else "attention"
+        its_kind = None if description is None else description.kind
+        kind = "keep" if its_kind in (MASK, CHECKPOINT) else "attention"
         if kind in arrays:
             raise VitcodError(
                 f"{source} is a second {'mask' if kind == 'keep' else 'map'}; give one map and one mask."
             )
         if kind == "keep":
-            mask = read_mask(source, _FLAG)
+            mask = read_mask(source, _FLAG) if its_kind == MASK else _mask_of_checkpoint(source)
             arrays[kind], info = mask.keep, {**info, **mask.info}
             if mask.order is not None:
                 columns_only = mask.info.get("order") == "columns"
@@ -56,3 +63,15 @@ def _read(sources: list[str]) -> tuple[Maps, str]:
             arrays[kind], info = attention_map.attention, {**info, **attention_map.info}
     maps = Maps(**arrays, num_prefix_tokens=info.get("num_prefix_tokens", 1))
     return maps, info.get("model_config", {}).get("model", Path(sources[0]).stem)
+
+
+def _mask_of_checkpoint(source: str) -> Mask:
+    description = describe(source)
+    if description is None or not description.own:
+        raise VitcodError(f"{_FLAG} {source} is a checkpoint that vitcod did not write; give its mask itself.")
+    mask = mask_in_checkpoint(source, _FLAG)
+    if mask is None:
+        raise VitcodError(
+            f"{_FLAG} {source} is a checkpoint without a mask; give a mask, or an attention map of dump-attn."
+        )
+    return mask

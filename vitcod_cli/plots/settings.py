@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, required, setting
 
 
@@ -12,7 +14,7 @@ class PlotOptions(Settings, panel="Output"):
     """Options of ``vitcod plot``."""
 
     sources: list[str] = required(
-        "An attention map, a mask, or one of each of the same model: ours or published .npy.",
+        "An attention map, a mask (or a checkpoint that holds one), or one of each of the same model.",
         "name an attention map or a mask.",
         positional=True,
         metavar="MAP_OR_MASK...",
@@ -21,5 +23,21 @@ class PlotOptions(Settings, panel="Output"):
     title: str | None = setting(
         None, "Head line of the pictures.", metavar="TEXT", show_default="the model's name"
     )
+    image: str | None = setting(
+        None, "Draw over this picture, too, what one of its patches looks at.", metavar="FILE", show_default=False
+    )
+    query: tuple[int, int] | None = setting(
+        None,
+        "The patch of --image that looks: row and column in the grid of patches, from 0.",
+        minimum=0,
+        metavar="ROW COLUMN",
+        show_default="the middle",
+    )
+    format: Literal["png", "pdf", "svg"] = setting("png", "Kind of the files.")
     output_dir: str = setting("plots", "Folder for the pictures.", metavar="FOLDER")
     overwrite: bool = setting(False, "Replace pictures that are there already.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.query is not None and self.image is None:
+            raise VitcodError("--query is a patch of --image: give that too, or leave it out.")

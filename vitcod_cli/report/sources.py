@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitcod_cli.artifacts.attention_map import read_attention_map
 from vitcod_cli.artifacts.describe import ATTENTION_MAP, CHECKPOINT, MASK, describe
 from vitcod_cli.artifacts.files import first_line, sha256_of
-from vitcod_cli.artifacts.mask import read_mask
+from vitcod_cli.artifacts.mask import mask_in_checkpoint, read_mask
 from vitcod_cli.artifacts.safetensors_file import open_safetensors
 from vitcod_cli.errors import VitcodError
 
@@ -179,11 +179,8 @@ def _run(root: Path, name: str) -> Run:
     if checkpoint:
         with open_safetensors(root / checkpoint, flag=_FLAG) as file:
             info = dict(file.info)
-            keys = [key for key in file.handle.keys() if key.endswith(".attn.keep")]  # noqa: SIM118
-            keys.sort(key=lambda key: [int(part) for part in key.split(".") if part.isdigit()])
-            masks = [np.asarray(file.handle.get_tensor(key)) for key in keys]
-        if masks and len({mask.shape for mask in masks}) == 1 and masks[0].ndim == 3:
-            keep = np.stack(masks).astype(bool)
+        mask = mask_in_checkpoint(root / checkpoint, _FLAG)
+        keep = None if mask is None else mask.keep
     return Run(
         name=name,
         path=root,
