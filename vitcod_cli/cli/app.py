@@ -52,6 +52,7 @@ COMMANDS = {
     "export": Entry("export.export", "The model as a torch.export or ONNX program, or for timm."),
     "push": Entry("push.push", "Upload a model and its card to the Hugging Face Hub."),
     "convert": Entry("convert.convert", "Published checkpoints, maps and masks to ours, and back."),
+    "models": Entry("models.models", "Which of timm's models can be treated."),
     "env": Entry("env.env", "Versions and hardware, for a bug report."),
     "demo": Entry("demo.demo", "All of it on handwritten digits, in three minutes."),
 }

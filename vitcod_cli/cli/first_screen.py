@@ -81,6 +81,7 @@ FIRST = {
     ),
     "push": First(None, "vitcod push runs/compress OWNER/NAME"),
     "convert": First(None, "vitcod convert published.pth --output ours.safetensors"),
+    "models": First(None, "vitcod models 'vit_*patch14*'"),
     "env": First(None, "vitcod env"),
     "demo": First(None, "vitcod demo"),
 }

@@ -115,7 +115,16 @@ def _split_folder(root: Path, settings: DataSettings, split: Split) -> Path:
     flag = "--train-split" if split == "train" else "--val-split"
     if ".tar" in wanted:
         raise VitcodError(f"{subject}; for {flag} {wanted} in shards give --dataset wds/NAME, too.")
-    raise VitcodError(f"{subject}; put the {split} images there, a folder for each class, or name it by {flag}.")
+    there = _folders_in(root)
+    only = f", only {', '.join(there[:5])}{' ...' if len(there) > 5 else ''}" if there else ""
+    raise VitcodError(
+        f"{subject}{only}; put the {split} images there, a folder for each class, or name it by {flag}."
+    )
+
+
+def _folders_in(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _check_loose(found: Walk) -> None:

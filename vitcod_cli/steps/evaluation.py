@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             )
         )
         runtime.advise(reporter)
+        reporter.info(_crop(first))
         networks = [_network(subject, first, runtime) for subject in subjects]
         begun = time.monotonic()
         if options.is_of_one_model:
@@ -99,6 +101,15 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             on_main(lambda: add_results(str(options.results_file), report))
     reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     return report
+
+
+def _crop(subject: _Subject) -> str:
+    """How images are cropped, and whether timm would do it otherwise: results differ by some tenths."""
+    crop = subject.preprocess.crop_pct
+    own = (getattr(subject.network, "pretrained_cfg", None) or {}).get("crop_pct", crop)
+    other = "" if math.isclose(own, crop) else f"; timm's of this model is {own:g} (--crop-pct {own:g})"
+    height, width = subject.preprocess.input_size[1:]
+    return f"Images: {height}x{width}, the middle {crop:.3g} of the picture{other}."
 
 
 @dataclass(frozen=True)
