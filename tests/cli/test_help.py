@@ -79,7 +79,7 @@ def test_examples_are_command_lines(command: str) -> None:
         {
             name: value
             for name, value in context.params.items()
-            if name not in ("config", "config_shared", "help_all")
+            if name not in ("config", "config_shared", "dry_run", "help_all")
         }
     )
     assert isinstance(settings, Settings)

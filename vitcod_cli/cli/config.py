@@ -90,7 +90,7 @@ def _defaults(context: typer.Context, path: str, flag: str, values: dict[str, tu
 
 def _hints(context: typer.Context) -> dict[str, Any]:
     """The types of the command's own options."""
-    general = ("config", "config_shared", "help_all")
+    general = ("config", "config_shared", "dry_run", "help_all")
     return {name: hint for name, hint in type_hints(context).items() if name not in general}
 
 

@@ -18,8 +18,12 @@ import typer
 
 from vitcod_cli.cli.coerce import bare
 from vitcod_cli.cli.config import ConfigOption, SharedConfigOption
+from vitcod_cli.cli.console import print_result
+from vitcod_cli.cli.dry_run import DryRunOption
+from vitcod_cli.cli.dry_run import dry_run as lines_of_dry_run
 from vitcod_cli.cli.launch import check_agreement, check_count, is_launched, launch
 from vitcod_cli.cli.streams import reserved_stdout
+from vitcod_cli.distributed import is_main
 from vitcod_cli.place import check_environment
 from vitcod_cli.settings import Option, Setting, Settings, options_of
 
@@ -59,15 +63,27 @@ def flatten(function: Command) -> Callable[..., None]:
     parameters = [_parameter(option) for option in options_of(options).values()]
     parameters.append(_keyword("config", None, ConfigOption))
     parameters.append(_keyword("config_shared", None, SharedConfigOption))
+    parameters.append(_keyword("dry_run", False, DryRunOption))
     parameters.append(_keyword("help_all", False, HelpAllOption))
     parameters.append(_keyword("context", inspect.Parameter.empty, typer.Context))
     function = reserved_stdout()(function)  # what libraries print meanwhile is no result
 
     def command(
-        *, context: typer.Context, config: str | None, config_shared: str | None, help_all: bool, **values: Any
+        *,
+        context: typer.Context,
+        config: str | None,
+        config_shared: str | None,
+        dry_run: bool,
+        help_all: bool,
+        **values: Any,
     ) -> None:
         check_environment()
         settings = options.from_flat(values)
+        if dry_run:
+            if is_main():
+                for line in lines_of_dry_run(str(context.info_name), settings):
+                    print_result(line)
+            return
         processes = values.get("nproc_per_node", 1)
         if is_launched():
             source = context.get_parameter_source("nproc_per_node")

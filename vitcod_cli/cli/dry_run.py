@@ -1,0 +1,79 @@
+"""``--dry-run``: what a command would do with its options, without doing it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.reporting import visible
+from vitcod_cli.settings import Settings, options_of
+
+READ = frozenset(
+    {
+        *("init_from", "checkpoint", "distill_from", "against", "weights", "source", "sources", "files", "runs"),
+        *("mask", "attn_map", "data_path", "class_map", "hardware", "image"),
+    }
+)
+WRITTEN = frozenset({"output", "output_dir", "npz", "plot", "results_file"})
+"""Options that name files and folders, of all commands."""
+
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the options as they are understood, as a file for --config, and what would be read and "
+        "written; do nothing.",
+    ),
+]
+
+
+def dry_run(command: str, settings: Settings) -> list[str]:
+    """Lines of YAML that, given as ``--config``, mean the same call; comments say what is there.
+
+    Raises:
+        VitcodError: if a file or folder that would be read isn't there.
+    """
+    import yaml
+
+    values = settings.flat()
+    lines = [f"# vitcod {command} --dry-run: nothing has been read or written."]
+    for name, path in _paths(settings, READ, values):
+        if not _is_elsewhere(path) and not os.path.exists(path):
+            flag = options_of(type(settings))[name].info.flag
+            raise VitcodError(f"{flag} {path} does not exist; check the path.")
+        lines.append(f"# reads  {visible(path)}{_size(path)}")
+    written = WRITTEN - {"output_dir"} if values.get("output") is not None else WRITTEN
+    for _, path in _paths(settings, written, values):
+        lines.append(f"# writes {visible(path)}{_state(path)}")
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return [*lines, *yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines()]
+
+
+def _paths(settings: Settings, names: frozenset[str], values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in options_of(type(settings)):
+        value = values[name] if name in names else None
+        for path in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(path, str):
+                yield name, path
+
+
+def _is_elsewhere(path: str) -> bool:
+    """Whether it is no file of this machine: an address, or weights of timm."""
+    return "://" in path or path == "timm" or path.startswith("hf-hub:")
+
+
+def _size(path: str) -> str:
+    if not os.path.isfile(path):
+        return ""
+    size = os.path.getsize(path)
+    return f" ({size / 1e6:,.1f} MB)" if size >= 1e5 else f" ({size / 1e3:,.1f} kB)"
+
+
+def _state(path: str) -> str:
+    if os.path.isdir(path):
+        return " (is there, and not empty)" if os.listdir(path) else " (is there)"
+    return " (exists)" if os.path.lexists(path) else ""
