@@ -275,6 +275,8 @@ def test_each_command_tries_before_it_works(
         ("convert", "here.npy"),
         ("dump-attn", "--checkpoint", "none.safetensors", "--data-path", "nowhere"),
     ]
+    if place == "out/":  # of convert a folder, to write into
+        commands.remove(("convert", "here.npy"))
     for command in commands:
         ending = place if command[0] != "export" or not place or place[-1] in "/s" else f"{place}.pt2"
         assert cli(*command, "--output", ending).error.startswith("--output "), command

@@ -256,7 +256,7 @@ def test_config_and_metrics(tmp_path: Path) -> None:
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 1.25}]
     run.close()
-    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "metrics.csv", "metrics.jsonl"]
 
 
 def test_a_disk_that_is_full_when_the_run_begins_leaves_the_old_one(

@@ -57,7 +57,7 @@ def test_importance_leads_to_an_allocated_mask(cli: Cli, checkpoint: Path, image
     assert found.info["importance_images"] == 8
     outcome = cli("gen-mask", "--attn-map", "attn.safetensors", "--sparsity", "0.6", "--allocate")
     assert outcome.out == "allocated_0.60.safetensors\n"
-    assert outcome.err.splitlines()[-1].split() == ["all", "59.98%", "by", "allocated"]
+    assert outcome.err.splitlines()[-2].split() == ["all", "59.98%", "by", "allocated"]
     assert cli("plot", "attn.safetensors", "allocated_0.60.safetensors").code == 0
 
 

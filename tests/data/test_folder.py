@@ -29,7 +29,7 @@ def test_split_by_an_own_name(tmp_path: Path) -> None:
     write_images(tmp_path, {"train/a": 1, "val/a": 1, "test/a": 3})
     data = open_dataset(DataSettings(data_path=str(tmp_path), val_split="test"), "val", num_classes=None)
     assert len(data) == 3
-    with pytest.raises(VitcodError, match=r"no folder held-out/; .*--val-split"):
+    with pytest.raises(VitcodError, match=r"no folder held-out/, only .*train.*; .*--val-split"):
         open_dataset(DataSettings(data_path=str(tmp_path), val_split="held-out"), "val", num_classes=None)
 
 

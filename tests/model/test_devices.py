@@ -252,6 +252,7 @@ ON_THE_CPU = {
     "data/samples.py": "made by workers",
     "data/streams.py": "a generator of the CPU",
     "evaluation/programs.py": "exported programs run on the CPU; their images are moved there, and back",
+    "export/onnx_form.py": "programs are exported on the CPU",
     "export/program.py": "programs are exported and checked on the CPU",
     "model/kernels/planned.py": "plans are for CPUs",
     "model/load.py": "a mask, which set_keep_mask moves",

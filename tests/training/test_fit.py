@@ -83,7 +83,14 @@ def test_training_learns(tmp_path: Path) -> None:
     assert result.last.images == 21
     assert (result.epochs, len(metrics(tmp_path / "run"))) == (3, 3)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"README.md", "best.safetensors", "last.safetensors", "metrics.jsonl", "state.safetensors"}
+    assert files == {
+        "README.md",
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.csv",
+        "metrics.jsonl",
+        "state.safetensors",
+    }
     saved = weights(tmp_path / "run", "last")
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +17,7 @@ from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import SilentReporter
+from vitcod_cli.training import loggers
 from vitcod_cli.training.run_state import StateFile
 
 
@@ -24,6 +27,7 @@ class Libraries:
     def __init__(self) -> None:
         self.opened: list[tuple[str, list[str], Any]] = []
         self.epochs: list[int] = []
+        self.steps: list[tuple[str, int]] = []
         self.trouble = ""
 
     def _try(self, what: str) -> None:
@@ -47,6 +51,7 @@ class Libraries:
     def _scalar(self, name: str, value: float, epoch: int) -> None:
         self._try("log")
         self.epochs += [epoch] * (name == "epoch")
+        self.steps += [(name, epoch)] * name.startswith("step/")
 
     def _log(self, metrics: dict[str, Any], step: int) -> None:
         self._try("log")
@@ -84,6 +89,47 @@ def test_both_get_every_epoch(tmp_path: Path, libraries: Libraries) -> None:
     train(tmp_path / "run", log_to="tensorboard,wandb")
     assert [name for name, _, _ in libraries.opened] == ["tensorboard", "wandb"]
     assert libraries.epochs == [1, 1, 2, 2]
+
+
+def test_tensorboard_gets_steps(tmp_path: Path, libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole training, over epochs and a resumed run."""
+    monkeypatch.setattr(loggers, "STEPS", 2)
+    train(tmp_path / "run", log_to="tensorboard,wandb")
+    seen = len(libraries.steps)
+    train(tmp_path / "run", resume=True, log_to="tensorboard,wandb", epochs=3)
+    assert 0 < seen < len(libraries.steps)
+    numbers = [step for name, step in libraries.steps if name == "step/train_loss"]
+    assert numbers == list(range(2, 2 * len(numbers) + 1, 2))
+    assert [step for name, step in libraries.steps if name == "step/lr"] == numbers
+
+
+def test_epochs_as_a_table(tmp_path: Path) -> None:
+    """A row for each, whatever happened in between; those that are trained again have one."""
+    folder = tmp_path / "run"
+    train(folder)
+    assert table(folder) == epochs(folder)
+    train(folder, resume=True, epochs=4)
+    assert [row["epoch"] for row in table(folder)] == ["1", "2", "3", "4"]
+    assert table(folder) == epochs(folder)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 5, "acc')  # killed here
+    train(folder, resume=True, epochs=5)
+    assert table(folder) == epochs(folder)
+    assert len(table(folder)) == 5
+    overwrite(folder)
+    assert [row["epoch"] for row in table(folder)] == ["1", "2"]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epochs(folder: Path) -> list[dict[str, str]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if "epoch" in line]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: "" if row.get(name) is None else str(row[name]) for name in names} for row in rows]
 
 
 def test_loggers_are_opened_behind_the_first_state(tmp_path: Path, libraries: Libraries) -> None:

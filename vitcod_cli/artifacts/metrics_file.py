@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one JSON object a line, appended; only its end is read to do so."""
+"""``metrics.jsonl``: one JSON object a line, appended; only its end is read to do so. Its epochs as a table."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vitcod_cli.artifacts.files import atomic_path
+from vitcod_cli.artifacts.rows_file import write_rows
 
 _BLOCK = 1 << 16
+_LARGEST = 64 << 20
 
 
 def line_of(metrics: dict[str, Any]) -> bytes:
@@ -33,6 +36,28 @@ def keep_epochs(path: Path, epochs: int) -> None:
         return
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.writelines(line for line, kept in _lines(path, epochs) if kept)
+
+
+def write_table(path: Path, table: Path) -> None:
+    """Write the epochs of the file at ``path`` as CSV to ``table``: a row each, and a column for each figure.
+
+    Without any, or of a file that is too large to be one of ours, there is no table.
+    """
+    if not path.exists() or path.stat().st_size > _LARGEST:
+        return
+    rows = [row for row in _objects(path) if isinstance(row.get("epoch"), int)]
+    if rows:
+        columns = dict.fromkeys(name for row in rows for name in row)
+        write_rows(table, [{name: row.get(name) for name in columns} for row in rows])
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as file:
+        for line in file:
+            with suppress(ValueError, RecursionError):
+                metrics = json.loads(line)
+                if isinstance(metrics, dict):
+                    yield metrics
 
 
 def _lines(path: Path, epochs: int) -> Iterator[tuple[bytes, bool]]:

@@ -25,6 +25,7 @@ from vitcod_cli.artifacts.run_files import (
     LAST,
     METRICS,
     STATE,
+    TABLE,
     check_files,
     check_replaceable,
     remove_file,
@@ -165,6 +166,7 @@ class RunDirectory:
                     _write_synced(metrics, b"".join(self._lines))
                 remove_run(self.path)
         self._begun = True
+        self._write_table()
 
     def check(self) -> None:
         """Raise a VitcodError if the folder is no longer this run's, before it writes there."""
@@ -214,6 +216,12 @@ class RunDirectory:
             raise VitcodError(
                 f"Can't write {path} ({error.strerror}); mend that (free some space, say) and go on with --resume."
             ) from error
+        if "epoch" in metrics:
+            self._write_table()
+
+    def _write_table(self) -> None:
+        """The epochs again as ``metrics.csv``."""
+        metrics_file.write_table(self.path / METRICS, self.path / TABLE)
 
     def rewrite_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by ``lines``: what a run that goes on has logged so far.
@@ -241,6 +249,7 @@ class RunDirectory:
         path = self.path / METRICS
         try:
             metrics_file.keep_epochs(path, epochs)
+            self._write_table()
         except OSError as error:
             raise VitcodError(f"{path} can't be read ({error.strerror}); move it away.") from error
 

@@ -13,6 +13,8 @@ from vitcod_cli.artifacts.run_lock import is_lock
 from vitcod_cli.errors import VitcodError
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+TABLE = "metrics.csv"
+"""The epochs of ``metrics.jsonl``, made of it anew whenever that changes."""
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
 BOUNDARY = "epoch.safetensors"
 """The last state between two epochs, while the newest one lies inside an epoch."""
@@ -24,7 +26,7 @@ CARD_MARK = "<!-- written by vitcod; leave this line out, and vitcod will not re
 WANDB_ID = "wandb-id.txt"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 # What a run can be continued from goes first: whatever is left of an old run is not taken for a whole one.
-_REPLACED = (STATE, CALIBRATION, BOUNDARY, METRICS, LAST, BEST)
+_REPLACED = (STATE, CALIBRATION, BOUNDARY, METRICS, TABLE, LAST, BEST)
 _FILES = (*_REPLACED, CONFIG, WANDB_ID)
 _LONGEST_CONFIG = 1 << 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _target(options: ConvertOptions, suffix: str) -> Path:
     """The file to write: ``--output``, or the source's name with another suffix, in the folder ``--output``."""
     source, output = options.source, options.output
     name = Path(source.rpartition("/")[2]) if is_url(source) else Path(source)
-    if output is not None and not output.endswith("/") and not Path(output).is_dir():
+    if output is not None and not output.endswith("/") and not os.path.isdir(output):
         path = free_path(output, options.overwrite, inputs=_inputs(options))
         _check_ending(output, suffix)
         return path

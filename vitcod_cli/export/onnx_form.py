@@ -109,7 +109,7 @@ class PackedMask(nn.Module):
         spare = -self.tokens % len(_BITS)
         bits = nn.functional.pad(keep.to(torch.uint8), (0, spare))
         bits = bits.view(*keep.shape[:-1], -1, len(_BITS))
-        places = torch.tensor(_BITS, dtype=torch.uint8)
+        places = torch.tensor(_BITS, dtype=torch.uint8, device=keep.device)
         self.register_buffer("bits", (bits * places).sum(dim=-1, dtype=torch.uint8)[None])
         self.register_buffer("places", places)
         self.bits: Tensor

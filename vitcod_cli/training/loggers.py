@@ -12,12 +12,18 @@ from vitcod_cli.artifacts.run_files import TENSORBOARD, WANDB_ID, wandb_id
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 
+STEPS = 50
+"""Every so many steps are logged, where a library takes steps."""
+
 
 class Logger(Protocol):
     """Takes the metrics of each epoch."""
 
     def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
         """Log ``metrics`` of ``epoch`` (from 1)."""
+
+    def log_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log ``metrics`` of a ``step`` of the whole training (from 1)."""
 
     def close(self) -> None:
         """Send what is not sent yet."""
@@ -52,6 +58,12 @@ class Loggers:
         for name, logger in list(self._open.items()):
             with self._leaving_out(name):
                 logger.log(metrics, epoch)
+
+    def log_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log ``metrics`` of a ``step`` of the whole training (from 1), if it is one of those that are logged."""
+        for name, logger in list(self._open.items()) if step % STEPS == 0 else []:
+            with self._leaving_out(name):
+                logger.log_step(metrics, step)
 
     def close(self) -> None:
         """Send what is not sent yet."""
@@ -95,6 +107,11 @@ class TensorBoard:
             raise missing_package("tensorboard") from error
         self._writer = SummaryWriter(str(path / TENSORBOARD))
 
+    def log_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """One scalar for each figure, apart from those of epochs: their axis is another."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"step/{name}", value, step)
+
     def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
         """One scalar for each figure."""
         for name, value in metrics.items():
@@ -128,6 +145,9 @@ class WandB:
             resume="allow",
             config=dict(config),
         )
+
+    def log_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Nothing: a run there has one axis, and it is that of epochs."""
 
     def log(self, metrics: Mapping[str, float | int | None], epoch: int) -> None:
         """One step for each epoch."""

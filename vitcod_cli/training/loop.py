@@ -135,6 +135,8 @@ class Loop:
             outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
             self._advance(outcome, step, indices)
             progress.advance(outcome.sums[3], loss=outcome.loss, lr=lr)
+            if outcome.finite:
+                self._loggers.log_step({"train_loss": outcome.loss, "lr": lr}, self.position.updates)
             # One process alone needs no agreement: it may stop a step earlier.
             request = outcome if distributed.is_distributed() else self.stop
             if request.interrupted or request.terminated:
