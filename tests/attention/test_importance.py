@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.attention import importance
-from vitcod_cli.attention.importance import add_damage, collect_importance, fisher_direction
+from vitcod_cli.attention.importance import add_damage, collect_importance, feature_direction, fisher_direction
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
@@ -215,3 +215,11 @@ def test_no_probabilities_are_kept_for_the_backward_pass(model: VisionTransforme
         pruning_damage(model, pictures(2), CPU)
     assert kept
     assert not [shape for shape in kept if shape[-2:] == (tokens, tokens)]
+
+
+def test_directions_of_features_are_all_alike() -> None:
+    """Their covariance is the identity over the squared length of the feature."""
+    features = torch.tensor([3.0, 0.0, -4.0]).expand(20_000, 3)
+    directions = feature_direction(features, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(directions.T @ directions / 20_000, torch.eye(3) / 25, rtol=0, atol=2e-3)
+    torch.testing.assert_close(directions.mean(dim=0), torch.zeros(3), rtol=0, atol=5e-3)

@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import Cli
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import vitcod_cli
+from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import attention_shape, set_keep_mask
+from vitcod_cli.model.load import load_model, save_model
+from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.reporting import SilentReporter
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
 KWARGS = ("--model-kwargs", "patch_size=8", "embed_dim=24", "depth=2", "num_heads=3")
@@ -191,7 +201,88 @@ def test_without_labels_and_without_a_reference(cli: Cli, data: tuple[object, ..
 
 def test_features_are_no_choices(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
     error = cli("eval", "--checkpoint", models[0], *data, "--num-classes", 0).error
-    assert "gives features" in error
+    assert "gives features; name the model whose features they should be (--against CHECKPOINT)" in error
+    words = ("eval", "--checkpoint", models[0], "--against", models[1], *data, "--num-classes", 0)
+    assert "--results-file" in cli(*words, "--results-file", "r.csv").error
+
+
+@pytest.fixture
+def headless(tiny_config: ModelConfig, tmp_path: Path) -> list[str]:
+    """A dense model without a head, and the same under a mask."""
+    torch.manual_seed(0)
+    model = build_model(tiny_config.changed(num_classes=0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    paths = [str(tmp_path / name) for name in ("backbone.safetensors", "sparse.safetensors")]
+    save_model(paths[0], model, {})
+    keep = torch.rand(attention_shape(model)) < 0.3
+    keep[..., 0] = True
+    set_keep_mask(model, keep)
+    save_model(paths[1], model, {})
+    return paths
+
+
+def test_features_are_compared(cli: Cli, image_folder: Path, headless: list[str]) -> None:
+    words = ("eval", "--checkpoint", *headless, "--against", headless[0], "--data-path", image_folder)
+    outcome = cli(*words, "--workers", 0, "--json")
+    assert outcome.code == 0, outcome.err
+    reference, same, sparse = json.loads(outcome.out)["models"]
+    for one in (reference, same):
+        assert (one["cosine"], one["relative_error"]) == pytest.approx((1, 0), abs=1e-6)
+    none = SilentReporter()
+    dense, masked = (load_model(ModelSettings(), path, flag="", reporter=none).eval() for path in headless)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    transform, images = preprocess_of(dense).eval_transform(), []
+    for path in sorted(image_folder.glob("val/*/*.jpg")):
+        with Image.open(path) as picture:
+            images.append((transform(picture.convert("RGB")) / 255 - mean) / std)
+    with torch.no_grad():
+        one, other = dense(torch.stack(images)).double(), masked(torch.stack(images)).double()
+    cosine = torch.nn.functional.cosine_similarity(one, other)
+    assert sparse["cosine"] == pytest.approx(float(cosine.mean()), abs=1e-5)
+    error = (other - one).norm(dim=1) / one.norm(dim=1)
+    assert sparse["relative_error"] == pytest.approx(float(error.mean()), rel=1e-4)
+    assert sparse["cosine"] < 0.999
+    lines = cli(*words, "--workers", 0).out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert f"{sparse['cosine']:.4f}" in lines[4]
+
+
+def test_features_on_two_processes_and_without_labels(
+    run_cli: Any, image_folder: Path, headless: list[str]
+) -> None:
+    words = ("eval", "--checkpoint", headless[1], "--against", headless[0], "--data-path", image_folder, "--json")
+    alone, both, unlabelled = (
+        run_cli(*words, "--workers", 0, *more)
+        for more in ((), ("--nproc-per-node", 2), ("--dataset", "images", "--val-images", 5))
+    )
+    assert (alone.returncode, both.returncode, unlabelled.returncode) == (0, 0, 0), both.stderr + unlabelled.stderr
+    first, second = (json.loads(done.stdout)["models"][1] for done in (alone, both))
+    for name in ("cosine", "cosine_p5", "relative_error", "images"):
+        assert second[name] == pytest.approx(first[name], rel=1e-5)
+    assert json.loads(unlabelled.stdout)["models"][1]["images"] == 5
+
+
+def test_a_reference_loses_its_head_where_features_are_compared(
+    cli: Cli, data: tuple[object, ...], models: list[str], plain: str
+) -> None:
+    """Weights of timm, and a checkpoint of ours, both with a head."""
+    for against in (plain, models[0]):
+        words = ("eval", "--checkpoint", models[0], "--num-classes", 0, "--against", against, *data, "--json")
+        outcome = cli(*words)
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["models"][1]["cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_features_of_other_widths(
+    cli: Cli, data: tuple[object, ...], headless: list[str], tiny_config: ModelConfig
+) -> None:
+    wide = tiny_config.changed(num_classes=0, model_kwargs={**tiny_config.model_kwargs, "embed_dim": 48})
+    save_model("wide.safetensors", build_model(wide), {})
+    error = cli("eval", "--checkpoint", "wide.safetensors", "--against", headless[0], *data).error
+    assert "24 features" in error
+    assert "48" in error
 
 
 def test_unreadable_images_are_counted(cli: Cli, image_folder: Path, models: list[str], tmp_path: Path) -> None:

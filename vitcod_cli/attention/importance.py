@@ -4,7 +4,8 @@ Without its key j, a query gets o + (o - v_j) p_ij / (1 - p_ij) from a head inst
 derivative of o by the logit s_ij, over -(1 - p_ij). So the answer's squared derivative by s_ij, over
 (1 - p_ij)^2, is the damage that pruning the entry does. The answer's change is measured by the divergence
 KL(p || p') between the class probabilities before and after: to second order it is half of the change
-squared in the metric of the Fisher information F = diag(p) - p p^T, in which no label occurs.
+squared in the metric of the Fisher information F = diag(p) - p p^T, in which no label occurs. A model without
+a head gives features, whose change is measured by its squared length, as a share of the feature's own.
 
 The damage of pruning many entries is not the sum of theirs: keys stand in for each other. So it is measured
 in rounds, each under a mask that leaves half of the entries that the one before it left.
@@ -208,7 +209,8 @@ def add_damage(
         for batch in images.batches(batch_size):
             with torch.enable_grad(), runtime.autocast():
                 logits = model(runtime.to_device(batch).requires_grad_()).float()
-            (fisher_direction(logits, generator) * logits).sum().backward()
+            direction = fisher_direction if model.num_classes else feature_direction
+            (direction(logits, generator) * logits).sum().backward()
             if progress is not None:
                 progress.advance(len(batch))
 
@@ -226,6 +228,20 @@ def fisher_direction(logits: Tensor, generator: torch.Generator) -> Tensor:
     signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
     root = p.sqrt() * signs
     return root - p * root.sum(dim=-1, keepdim=True)
+
+
+def feature_direction(features: Tensor, generator: torch.Generator) -> Tensor:
+    """A random vector [B, C] for each image with mean 0 and covariance I / ||f||^2.
+
+    For a model without a head: its product with a Jacobian of the features has the squared change of the
+    feature, as a share of its squared length, as its expected square.
+
+    Args:
+        features: float32 [B, C].
+    """
+    signs = torch.randint(0, 2, features.shape, generator=generator).to(features) * 2 - 1
+    length: Tensor = features.detach().norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return signs / length
 
 
 @contextmanager

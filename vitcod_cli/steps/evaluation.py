@@ -26,6 +26,7 @@ from vitcod_cli.distributed import gather_objects, on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation import accuracy as measuring
 from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.features import FeatureModel, FeaturesReport, compare_features
 from vitcod_cli.evaluation.names import names_of
 from vitcod_cli.evaluation.outcomes import compare
 from vitcod_cli.evaluation.paired import paired_difference
@@ -52,10 +53,12 @@ def evaluate(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluation:
     """
     if not options.is_of_one_model:
         raise VitcodError("evaluate takes one model; evaluate_models takes several.")
-    return evaluate_models(options, reporter).models[0].evaluation
+    report = evaluate_models(options, reporter)
+    assert isinstance(report, EvaluationReport)  # one without classes has been refused
+    return report.models[0].evaluation
 
 
-def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> EvaluationReport:
+def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> EvaluationReport | FeaturesReport:
     """All models that ``options`` name, on the same images, which are read once.
 
     Raises:
@@ -66,10 +69,11 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             on_main(lambda: check_results_file(str(options.results_file)))
         subjects = _subjects(options, runtime, reporter)
         first = subjects[0]
-        _check_choices(subjects)
+        _check_choices(subjects, options)
         _check_alike(subjects)
-        images = open_dataset(options.data, options.split, num_classes=first.classes, reporter=reporter)
-        if not images.labelled and options.is_of_one_model:
+        classes = first.classes or None  # features need no labels
+        images = open_dataset(options.data, options.split, num_classes=classes, reporter=reporter)
+        if first.classes and not images.labelled and options.is_of_one_model:
             raise VitcodError(
                 "--dataset images has no labels to evaluate by; name a model to agree with (--against "
                 "CHECKPOINT), or give labelled images."
@@ -88,6 +92,12 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
         reporter.info(_crop(first))
         networks = [_network(subject, first, runtime) for subject in subjects]
         begun = time.monotonic()
+        if not first.classes:
+            nearness = compare_features(networks, loader, runtime, reporter)
+            return FeaturesReport(
+                [FeatureModel(one.name, one.about, own) for one, own in zip(subjects, nearness, strict=True)],
+                _about(options, subjects, images, runtime),
+            )
         if options.is_of_one_model:
             models = [first.report(measuring.evaluate(networks[0], loader, runtime, reporter))]
         else:
@@ -156,7 +166,8 @@ def _model(
     like: ModelConfig | None = None,
 ) -> _Subject:
     """``like``: for a reference, which has nothing from ``--model``; see :func:`load_model`."""
-    settings = options.model if flag == "--checkpoint" else ModelSettings()
+    features = like is not None and not like.num_classes  # then so does the reference, whatever its file has
+    settings = options.model if flag == "--checkpoint" else ModelSettings(num_classes=0 if features else None)
     model = load_model(settings, checkpoint, flag=flag, reporter=reporter, mask=mask, like=like)
     keep, config = keep_mask(model), model_config(model)
     about = {
@@ -199,14 +210,19 @@ def _files(checkpoint: str, mask: str | None) -> dict[str, Any]:
     }
 
 
-def _check_choices(subjects: Sequence[_Subject]) -> None:
-    """Raise a VitcodError if there is a model that gives features: it chooses nothing."""
-    for subject in subjects:
-        if not subject.classes:
-            raise VitcodError(
-                f"{subject.name} has no classes to choose from, it gives features; evaluate a model with its head "
-                "(without --num-classes 0)."
-            )
+def _check_choices(subjects: Sequence[_Subject], options: EvalOptions) -> None:
+    """Raise a VitcodError if a model that gives features, and chooses nothing, has none to be compared with."""
+    features = next((subject for subject in subjects if not subject.classes), None)
+    if features is None:
+        return
+    what = f"{features.name} has no classes to choose from, it gives features"
+    if options.is_of_one_model:
+        raise VitcodError(
+            f"{what}; name the model whose features they should be (--against CHECKPOINT), or evaluate it with "
+            "its head (without --num-classes 0)."
+        )
+    if options.results_file is not None:
+        raise VitcodError(f"{what}, and --results-file has columns for accuracies alone; take --json.")
 
 
 def _check_alike(subjects: Sequence[_Subject]) -> None:
@@ -221,6 +237,11 @@ def _check_alike(subjects: Sequence[_Subject]) -> None:
                 f"{mine.crop_pct:g}, and {other.name} {others[1]}x{others[2]} in {others[0]}, "
                 f"{theirs.crop_pct:g}: they can't be compared on the same images; evaluate them in calls of "
                 "their own."
+            )
+        widths = [getattr(one.network, "num_features", None) for one in (first, other)]
+        if not first.classes and not other.classes and None not in widths and widths[0] != widths[1]:
+            raise VitcodError(
+                f"{first.name} gives {widths[0]} features and {other.name} {widths[1]}; they can't be compared."
             )
         if first.classes != other.classes:
             raise VitcodError(
