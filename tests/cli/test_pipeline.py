@@ -22,6 +22,7 @@ RUN_FILES = [
     "best.safetensors",
     "config.yaml",
     "last.safetensors",
+    "metrics.csv",
     "metrics.jsonl",
     "state.safetensors",
 ]

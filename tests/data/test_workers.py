@@ -126,7 +126,7 @@ from pictures import CPU, MEDIUM, Numbered
 from vitcod_cli.data.loaders import eval_loader
 
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: print(signal.Signals(number).name, flush=True))
+    signal.signal(number, lambda number, frame: os.write(1, (signal.Signals(number).name + os.linesep).encode()))
 loader = eval_loader(Numbered(60), MEDIUM, batch_size=2, workers=2, device=CPU)
 count = 0
 for step, (images, targets) in enumerate(loader):
