@@ -231,3 +231,13 @@ def test_usage_errors_do_not_repeat_what_was_pasted(cli: Cli, words: list[str]) 
     error = the_error(cli(*words))
     assert "longer than 4096 characters" in error
     assert len(error) < 300
+
+
+@pytest.mark.parametrize("command", ["finetune-lowrank", "compress", "sweep"])
+def test_a_model_without_a_head_is_not_trained(
+    cli: Cli, image_folder: Path, tiny_config: ModelConfig, command: str
+) -> None:
+    save_model("backbone.safetensors", build_model(tiny_config.changed(num_classes=0)), {})
+    words = ("--init-from", "backbone.safetensors", "--data-path", image_folder, "--output-dir", "out")
+    assert "The model has no head (--num-classes 0)" in the_error(cli(command, *words, "--workers", 0))
+    assert not Path("out").exists()

@@ -65,8 +65,13 @@ def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter
     """Both splits of the data set; their classes must fit the model's outputs.
 
     Raises:
-        VitcodError: if they don't, or the data can't be opened.
+        VitcodError: if they don't, there are none, or the data can't be opened.
     """
+    if not model.num_classes:
+        raise VitcodError(
+            "The model has no head (--num-classes 0), and training and calibration are judged by what it chooses; "
+            "take it with its head: eval and export leave that out with --num-classes 0."
+        )
     train = open_dataset(data, "train", num_classes=model.num_classes, reporter=reporter)
     train.check_countable("--train-split")
     val = open_dataset(data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
