@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import torch
 from command_line import Cli, MakeMap
 from PIL import Image
 
-from vitcod_cli.artifacts.mask import Mask, write_mask
+from vitcod_cli.artifacts.describe import CHECKPOINT
+from vitcod_cli.artifacts.mask import Mask, mask_in_checkpoint, write_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.artifacts.safetensors_file import write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.info import info_mask
 from vitcod_cli.masks.polarize import reordered, token_order
@@ -22,7 +27,8 @@ from vitcod_cli.model.layers import attention_shape, set_keep_mask
 from vitcod_cli.model.load import save_model
 from vitcod_cli.plots.canvas import DPI, TokenAxis
 from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, draw_query, save_plots
-from vitcod_cli.plots.view import View
+from vitcod_cli.plots.grid import Grid, patch_grid
+from vitcod_cli.plots.view import View, look_at
 from vitcod_cli.reporting import SilentReporter
 
 
@@ -204,6 +210,175 @@ def test_a_picture_as_a_command(cli: Cli, make_map: MakeMap) -> None:
     assert "--image gone.png can't be read" in cli("plot", "map.npy", "--image", "gone.png").error
     np.save("odd.npy", make_map(tokens=16))
     assert "square grid" in cli("plot", "odd.npy", "--image", "picture.png").error
+
+
+@pytest.mark.parametrize(
+    ("model", "kwargs", "prefix"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}, 2),
+        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, 0),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}, 5),
+    ],
+)
+def test_a_checkpoint_says_its_prefix_tokens(
+    cli: Cli, tiny_config: ModelConfig, model: str, kwargs: dict[str, Any], prefix: int
+) -> None:
+    """Only its tensors do; with another number, its patches would make no grid."""
+    config = tiny_config.changed(model=model, model_kwargs={**tiny_config.model_kwargs, **kwargs})
+    built = build_model(config)
+    keep = np.ones(attention_shape(built), dtype=np.bool_)
+    set_keep_mask(built, torch.from_numpy(keep))
+    save_model("sparse.safetensors", built, {})
+    mask = mask_in_checkpoint("sparse.safetensors", "FILE")
+    assert mask is not None
+    assert mask.info["num_prefix_tokens"] == built.num_prefix_tokens == prefix
+    Image.new("RGB", (90, 70)).save("picture.png")
+    assert cli("plot", "sparse.safetensors", "--image", "picture.png").out.split()[-1] == "plots/query.png"
+
+
+@pytest.mark.parametrize("damage", ["hole", "shapes", "type", "square", "digits"])
+def test_masks_of_a_checkpoint_that_make_none(cli: Cli, damage: str) -> None:
+    masks = {f"blocks.{block}.attn.keep": np.ones((2, 17, 17), dtype=np.bool_) for block in (0, 1)}
+    first = masks.pop("blocks.0.attn.keep")
+    if damage == "shapes":
+        masks["blocks.0.attn.keep"] = first[:1]
+    elif damage == "type":
+        masks = {"blocks.0.attn.keep": first.astype(np.float32)}
+    elif damage == "square":
+        masks = {"blocks.0.attn.keep": np.ascontiguousarray(first[..., :9])}
+    elif damage == "digits":
+        masks = {f"blocks.{'9' * 5000}.attn.keep": first}
+    write_safetensors("odd.safetensors", masks, CHECKPOINT, {"model_config": {"model": "x"}})
+    message = cli("plot", "odd.safetensors").error
+    assert message.startswith("MAP_OR_MASK odd.safetensors ")
+    assert {"square": "[1, 2, 17, 9]", "digits": "without a mask"}.get(damage, "don't fit each other") in message
+
+
+def test_a_mask_that_protects_other_tokens_is_drawn_with_its_models(cli: Cli) -> None:
+    """gen-mask --num-prefix-tokens says what is protected, not what the model has."""
+    keep = np.random.default_rng(0).random((1, 1, 197, 197)) < 0.1
+    for name, info in (
+        ("plain", {"num_prefix_tokens": 1}),
+        ("asked", {"num_prefix_tokens": 0, "map_num_prefix_tokens": 1}),
+    ):
+        write_mask(f"{name}.safetensors", Mask(keep, info))
+        assert cli("plot", f"{name}.safetensors", "--title", "x", "--output-dir", name).code == 0
+    assert Path("plain/block_00.png").read_bytes() == Path("asked/block_00.png").read_bytes()
+    write_mask("odd.safetensors", Mask(keep, {"map_num_prefix_tokens": 198}))
+    assert "map_num_prefix_tokens are 198" in cli("plot", "odd.safetensors").error
+
+
+def config_of(height: int, width: int, **kwargs: Any) -> dict[str, Any]:
+    """What a map says of a model for such images."""
+    return ModelConfig(model="x", num_classes=3, img_size=(height, width), model_kwargs=kwargs).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("patches", "config", "expected"),
+    [
+        (196, {}, Grid(14, 14, (224, 224))),
+        (195, {}, None),
+        (0, {}, None),
+        (0, config_of(224, 224), None),
+        (196, config_of(224, 224), Grid(14, 14, (224, 224))),
+        (16, config_of(32, 32), Grid(4, 4, (32, 32))),
+        (16, config_of(128, 32), Grid(8, 2, (128, 32))),
+        (196, config_of(224, 224, patch_size=[32, 8]), Grid(7, 28, (224, 224))),
+        (195, config_of(224, 224), None),
+    ],
+)
+def test_grids_of_patches(patches: int, config: dict[str, Any], expected: Grid | None) -> None:
+    assert patch_grid(patches, config) == expected
+
+
+def test_a_grid_that_is_no_square_takes_no_picture(cli: Cli) -> None:
+    """Its 16 patches would make a square."""
+    info = {"num_prefix_tokens": 1, "model_config": config_of(128, 32)}
+    write_mask("mask.safetensors", Mask(np.ones((1, 1, 17, 17), dtype=np.bool_), info))
+    Image.new("RGB", (90, 70)).save("picture.png")
+    message = cli("plot", "mask.safetensors", "--image", "picture.png").error
+    assert message == "--image needs a square grid of patches, and this model's is 8 x 2; leave it out."
+    assert cli("plot", "mask.safetensors").code == 0
+
+
+@pytest.mark.parametrize(("size", "share"), [(32, 1.0), (224, 224 / 256)])
+def test_a_picture_has_the_crop_of_the_evaluation(tmp_path: Path, size: int, share: float) -> None:
+    """Models for up to 32 pixels see the whole picture, others its middle."""
+    pixels_ = np.full((256, 256, 3), 255, dtype=np.uint8)
+    pixels_[32:-32, 32:-32] = 0
+    Image.fromarray(pixels_).save(tmp_path / "framed.png")
+    grid = Grid(4, 4, (size, size))
+    picture = look_at(str(tmp_path / "framed.png"), None, grid).picture
+    dark = (picture[len(picture) // 2, :, 0] < 128).mean()
+    assert dark == pytest.approx(0.75 / share, abs=0.03)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_ticks_are_at_the_rows_of_patches(prefix: int) -> None:
+    keep = np.ones((1, 1, 196 + prefix, 196 + prefix), dtype=np.bool_)
+    figure = draw_block(Maps(None, keep, prefix), 0, "x")
+    axis, axes = TokenAxis(196 + prefix, prefix), figure.axes[0]
+    first = axis.widen(np.eye(196 + prefix, dtype=np.bool_)).shape[0] - 196  # cells of the prefix
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    where = dict(zip(names, axes.get_xticks(), strict=True))
+    rows = {first + 14 * row for row in range(14)}
+    assert (names[0] == "prefix") == (prefix > 0)
+    assert where.pop("prefix", None) == ((first - 1) / 2 if prefix else None)
+    assert {first + int(name) - prefix for name in where} == set(where.values())
+    assert len(where) >= 3
+    assert {*where.values(), *axes.get_xticks(minor=True)} == rows
+    assert {*axes.get_yticks(minor=True)} == {*axes.get_xticks(minor=True)}
+    assert "each row of the 14 x 14 patches" in " ".join(text.get_text() for text in figure.texts)
+
+
+def test_patches_without_a_grid_have_ticks_and_no_note_of_one() -> None:
+    figure = draw_block(Maps(None, np.ones((1, 1, 196, 196), dtype=np.bool_), 1), 0, "x")
+    assert len(figure.axes[0].get_xticks()) >= 4
+    assert not any("Ticks" in text.get_text() for text in figure.texts)
+
+
+def test_the_footnote_fits_the_narrowest_picture() -> None:
+    keep = np.ones((1, 1, 197, 197), dtype=np.bool_)
+    for figure in (draw_block(Maps(None, keep), 0, "x"), draw_overview(Maps(None, keep), "x")):
+        width = pixels(figure).shape[1]
+        assert all(text.get_window_extent().x1 <= width for text in figure.texts)
+
+
+@pytest.mark.parametrize("name", ["overview", "block_00"])
+def test_an_svg_holds_every_token(tmp_path: Path, name: str) -> None:
+    """Enlarged, it shows them all; in pixels of the panel some rows and columns would be lost."""
+    keep = np.random.default_rng(0).random((1, 2, 197, 197)) < 0.05
+    save_plots(Maps(None, keep), tmp_path, "x", SilentReporter(), kind="svg")
+    found = re.findall(r'data:image/png;base64,\s*([^"]+)"', (tmp_path / f"{name}.svg").read_text())
+    images = [Image.open(io.BytesIO(base64.b64decode(re.sub(r"\s", "", each)))).convert("L") for each in found]
+    assert len(images) == 2
+    for head, image in enumerate(images):
+        expected = TokenAxis(197, 1).widen(keep[0, head])
+        np.testing.assert_array_equal(np.asarray(image) < 128, expected)
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_the_same_picture_has_the_same_bytes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = np.ones((1, 1, 17, 17), dtype=np.bool_)
+    written = []
+    for moment in ("0", "1000000000"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)  # what a date would be taken from
+        paths = save_plots(Maps(None, keep), tmp_path, "x", SilentReporter(), kind=kind)
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("name", ["overview", "block_03", "query"])
+def test_no_picture_is_replaced_unasked(cli: Cli, make_map: MakeMap, name: str) -> None:
+    np.save("map.npy", make_map(blocks=1))
+    Image.new("RGB", (90, 70)).save("picture.png")
+    Path("out").mkdir()
+    there = Path("out", f"{name}.png")
+    there.write_text("mine")
+    words = ("plot", "map.npy", "--image", "picture.png", "--output-dir", "out")
+    assert "--overwrite" in cli(*words).error
+    assert there.read_text() == "mine"
+    assert cli(*words, "--format", "svg").code == 0
 
 
 def test_a_title_of_any_letters(make_map: MakeMap, tmp_path: Path) -> None:

@@ -77,14 +77,15 @@ def checked_info(
     """``info`` of a map or a mask, once what it says of its model can be.
 
     Raises:
-        VitcodError: if ``model_config`` is no model's, or ``num_prefix_tokens`` no number of its tokens.
+        VitcodError: if ``model_config`` is no model's, or a count of prefix tokens is none of its tokens.
     """
-    prefix = info.get("num_prefix_tokens")
-    if prefix is not None and not is_count(prefix, 0, num_tokens):
-        raise VitcodError(
-            f"{flag} {path} says that its num_prefix_tokens are {repr(prefix)[:40]}, which is not a number of its "
-            f"{num_tokens} tokens; make {noun} again."
-        )
+    for name in ("num_prefix_tokens", "map_num_prefix_tokens"):
+        prefix = info.get(name)
+        if prefix is not None and not is_count(prefix, 0, num_tokens):
+            raise VitcodError(
+                f"{flag} {path} says that its {name} are {repr(prefix)[:40]}, which is not a number of its "
+                f"{num_tokens} tokens; make {noun} again."
+            )
     config = info.get("model_config", {"model": ""})
     if not isinstance(config, dict) or not isinstance(config.get("model"), str):
         raise VitcodError(f"{flag} {path} has a model_config that names no model; make {noun} again.")

@@ -7,6 +7,7 @@ inverted here on the way in, and in :func:`published_mask` on the way out, and n
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,10 @@ from vitcod_cli.artifacts.describe import MASK
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
-_KEEP = ".attn.keep"
-"""What the mask of a block is called in a checkpoint."""
+MASK_NAME = re.compile(r"blocks\.([0-9]{1,4})\.attn\.keep")
+"""What the mask of a block is called in a checkpoint, and the number of its block."""
+_PREFIX = ("cls_token", "dist_token", "reg_token")
+"""Tensors [1, tokens, width] of a checkpoint, whose tokens come before the patches."""
 _ORDER = ("permutation", "global_tokens")
 
 
@@ -74,21 +77,32 @@ def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
 
 
 def mask_in_checkpoint(path: str | os.PathLike[str], flag: str) -> Mask | None:
-    """The mask that a checkpoint of ours holds, with what it says of its model; None where it holds none.
+    """The mask [L, H, N, N] that a checkpoint of ours holds; None where it holds none.
+
+    Its ``info`` is the checkpoint's, and ``num_prefix_tokens``, which a checkpoint says by its tensors alone.
 
     Raises:
-        VitcodError: if the file can't be read, or its blocks have masks of different shapes.
+        VitcodError: if the file can't be read, or its blocks' masks don't make one of a whole model.
     """
-    with open_safetensors(path, flag=flag) as file:
-        names = [name for name in file.handle.keys() if name.endswith(_KEEP)]  # noqa: SIM118
-        names.sort(key=lambda name: [int(part) for part in name.split(".") if part.isdigit()])
-        masks = [np.asarray(file.handle.get_tensor(name)) for name in names]
-        info = dict(file.info)
+    with open_safetensors(path, flag=flag) as (handle, metadata):
+        names = set(handle.keys())
+        found = {int(match[1]): match[0] for name in names if (match := MASK_NAME.fullmatch(name))}
+        masks = [np.asarray(handle.get_tensor(found[block])) for block in sorted(found)]
+        info = {"num_prefix_tokens": _prefix_tokens(handle, names), **metadata}
     if not masks:
         return None
-    if len({mask.shape for mask in masks}) > 1 or masks[0].ndim != 3:
+    whole = sorted(found) == list(range(len(found)))
+    if not whole or len({mask.shape for mask in masks}) > 1 or any(mask.dtype != np.bool_ for mask in masks):
         raise VitcodError(f"{flag} {path} holds masks that don't fit each other; make the checkpoint again.")
-    return Mask(np.stack(masks).astype(np.bool_), info)
+    keep = np.stack(masks)
+    check_shape(keep.shape, path, flag, "a mask")
+    return Mask(keep, checked_info(info, keep.shape[-1], path, flag, "the checkpoint"))
+
+
+def _prefix_tokens(handle: Any, names: set[str]) -> int:
+    """How many tokens come before the patches: one of a class token, any number of registers."""
+    shapes = [handle.get_slice(name).get_shape() for name in _PREFIX if name in names]
+    return sum(shape[1] if len(shape) == 3 else 0 for shape in shapes)
 
 
 def _read_order(handle: Any, keep: np.ndarray, subject: str) -> TokenOrder | None:

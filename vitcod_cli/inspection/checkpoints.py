@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 
 from vitcod_cli.artifacts.checkpoint import Checkpoint
-
-_MASK = re.compile(r"blocks\.\d+\.attn\.keep")
+from vitcod_cli.artifacts.mask import MASK_NAME
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Plain values, ``kept_energy`` by block and projection, and ``sparsity`` where there is a mask."""
-    masks = {name: tensor for name, tensor in checkpoint.state_dict.items() if _MASK.fullmatch(name)}
+    masks = {name: tensor for name, tensor in checkpoint.state_dict.items() if MASK_NAME.fullmatch(name)}
     weights = {name: tensor for name, tensor in checkpoint.state_dict.items() if name not in masks}
     sizes: Counter[str] = Counter()
     for tensor in weights.values():

@@ -6,12 +6,12 @@ lose single rows and columns of a sparse mask.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcod_cli.plots.grid import Grid
 from vitcod_cli.reporting import visible
 
 DPI = 100
@@ -49,8 +49,9 @@ class Canvas:
 
     def footnote(self, text: str) -> None:
         """A small line below everything."""
-        y = 12 / self.height
-        self.figure.text(_LEFT / self.width, y, text, fontsize=FONT - 2, color="#666666", va="center")
+        y, room = 12 / self.height, self.width - _LEFT
+        size = min(FONT - 2.0, 1.2 * room / max(len(text), 1))  # a letter is 0.8 pixels wide for each point
+        self.figure.text(_LEFT / self.width, y, text, fontsize=size, color="#666666", va="center")
 
     def panel(self, row: int, column: int, title: str) -> Any:
         """The axes of one panel, with no frame: a frame would hide the first row and column."""
@@ -60,7 +61,8 @@ class Canvas:
         axes.set_title(title, fontsize=FONT)
         for spine in axes.spines.values():
             spine.set(color="#bbbbbb", linewidth=1, position=("outward", 1))
-        axes.tick_params(color="#bbbbbb", labelsize=FONT - 2)
+        axes.tick_params(color="#777777", labelsize=FONT - 2, length=5)
+        axes.tick_params(which="minor", color="#777777", length=3)
         return axes
 
     def color_bar(self, image: Any, label: str) -> None:
@@ -80,9 +82,11 @@ class TokenAxis:
         size: width and height of a panel in pixels.
     """
 
-    def __init__(self, num_tokens: int, num_prefix_tokens: int, target: int = 340) -> None:
+    def __init__(
+        self, num_tokens: int, num_prefix_tokens: int, grid: Grid | None = None, *, target: int = 340
+    ) -> None:
         """``target``: pixels that a panel should have, about; more if the tokens need them."""
-        self.num_tokens, self.num_prefix_tokens = num_tokens, num_prefix_tokens
+        self.num_tokens, self.num_prefix_tokens, self.grid = num_tokens, num_prefix_tokens, grid
         # One row of 197 would hardly be seen.
         self._prefix_width = max(1, round(num_tokens / 60))
         self._widths = np.ones(num_tokens, dtype=int)
@@ -103,21 +107,32 @@ class TokenAxis:
         first = "The first row and column are" if count == 1 else f"The first {count} rows and columns are"
         return f"{first} the prefix token{'s' if count > 1 else ''}, drawn {self._prefix_width} times as thick."
 
+    @property
+    def tick_note(self) -> str:
+        """What the ticks are; empty where the patches make no grid."""
+        return "" if self.grid is None else f"Ticks: where each row of the {self.grid} patches begins."
+
     def label(self, axes: Any, *, queries: bool, keys: bool) -> None:
-        """Ticks at the first tokens of the patch rows; the axes' names and numbers where asked."""
-        positions, names = self._ticks()
+        """Ticks at the prefix and at the beginning of each row of patches; names and numbers where asked."""
+        positions, names, others = self._ticks()
         for axis, shown, name in ((axes.yaxis, queries, "query token"), (axes.xaxis, keys, "key token")):
             axis.set_ticks(positions, labels=names if shown else [""] * len(names))
+            axis.set_ticks(others, minor=True)
             if shown:
                 axis.set_label_text(name, fontsize=FONT)
 
-    def _ticks(self) -> tuple[list[float], list[str]]:
+    def _ticks(self) -> tuple[list[float], list[str], list[float]]:
+        """Where tokens have a tick and a name, the names, and where they have a tick alone."""
         starts = np.concatenate([[0], np.cumsum(self._widths)[:-1]])
         centres = starts + (self._widths - 1) / 2
-        patches = self.num_tokens - self.num_prefix_tokens
-        side = math.isqrt(patches)
-        step = max(1, side * max(1, round(side / 4)) if side * side == patches else round(patches / 5))
-        tokens = list(range(self.num_prefix_tokens, self.num_tokens, step))
-        if self.num_prefix_tokens:
-            tokens = [0, *tokens[1:]]
-        return [float(centres[token]) for token in tokens], [str(token) for token in tokens]
+        first, patches = self.num_prefix_tokens, self.num_tokens - self.num_prefix_tokens
+        step, every = max(1, round(patches / 5)), 1
+        if self.grid is not None:
+            step, every = self.grid.columns, max(1, round(self.grid.rows / 4))
+        rows = list(range(first, self.num_tokens, step))
+        named = rows[::every]
+        positions, names = [float(centres[token]) for token in named], [str(token) for token in named]
+        if first:  # its name takes the room of the first patch's
+            positions, names = [float(centres[:first].mean()), *positions[1:]], ["prefix", *names[1:]]
+            named = named[1:]
+        return positions, names, [float(centres[token]) for token in rows if token not in named]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.plots.canvas import FONT
+from vitcod_cli.plots.files import save_figure
 from vitcod_cli.reporting import visible
 
 _COLORS = {"info": "#d95f02", "allocated": "#1f6fb4"}
@@ -51,10 +51,7 @@ def save_curve(
         f"{note}on the same images.", fontsize=FONT - 3, color=_GREY, x=0.01, ha="left", parse_math=False
     )
     for path in paths:
-        with atomic_path(path) as temporary:
-            # No date: the same sweep gives the same bytes.
-            metadata = {"CreationDate": None} if path.endswith(".pdf") else {}
-            figure.savefig(temporary, format=path.rpartition(".")[2], metadata=metadata)
+        save_figure(figure, path, path.rpartition(".")[2])
 
 
 def _accuracy(axes: Any, dense: Mapping[str, Any], points: Sequence[Mapping[str, Any]], labelled: bool) -> None:

@@ -7,8 +7,8 @@ and no global state is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.statistics import block_sparsity, head_sparsity
 from vitcod_cli.plots.canvas import DPI, Canvas, TokenAxis
-from vitcod_cli.plots.view import PATCH, View
+from vitcod_cli.plots.files import save_figure
+from vitcod_cli.plots.grid import PATCH, Grid, patch_grid
+from vitcod_cli.plots.view import View
 from vitcod_cli.reporting import Reporter
 
 COLORS = "magma_r"  # perceptually even; dark = much attention, so that a pruned entry can be white
@@ -41,6 +42,7 @@ class Maps:
         num_prefix_tokens: tokens before the patches; drawn thicker, so that one row of 197 is seen.
         moved: of a polarized mask, bool [L, H, N, N]: the mask in its new order.
         global_tokens: of a polarized mask, [L, H]: how many of its keys are dense.
+        model_config: what the files say of their model; may be empty.
     """
 
     attention: NDArray[Any] | None = None
@@ -48,6 +50,7 @@ class Maps:
     num_prefix_tokens: int = 1
     moved: NDArray[np.bool_] | None = None
     global_tokens: NDArray[np.int32] | None = None
+    model_config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.attention is not None and self.keep is not None and self.attention.shape != self.keep.shape:
@@ -62,6 +65,16 @@ class Maps:
         array = self.keep if self.attention is None else self.attention
         assert array is not None
         return array.shape
+
+    @property
+    def grid(self) -> Grid | None:
+        """How the patches lie on an image; None where that isn't known."""
+        return patch_grid(self.shape[-1] - self.num_prefix_tokens, self.model_config)
+
+    @property
+    def axis(self) -> TokenAxis:
+        """The axes of each panel."""
+        return TokenAxis(self.shape[-1], self.num_prefix_tokens, self.grid)
 
 
 def save_plots(
@@ -87,22 +100,20 @@ def save_plots(
     options = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
     with reporter.progress("drawing", len(paths), unit="pictures") as progress:
         for path, draw in zip(paths, drawings.values(), strict=True):
-            with atomic_path(path) as temporary:
-                draw().savefig(temporary, format=kind, dpi=DPI, **options)
+            save_figure(draw(), path, kind, dpi=DPI, **options)
             progress.advance()
     return paths
 
 
 def draw_block(maps: Maps, block: int, title: str) -> Any:
     """A matplotlib Figure of one block: the map of each head and, below it, its mask."""
-    num_heads, num_tokens = maps.shape[1:3]
-    axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
+    num_heads, axis = maps.shape[1], maps.axis
     columns = min(num_heads, MAX_COLUMNS)
     kinds = sum(array is not None for array in (maps.attention, maps.keep, maps.moved))
     canvas = Canvas(axis.size, rows=kinds * math.ceil(num_heads / columns), columns=columns)
     pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep[[block]])[0]:.1%} pruned"
     canvas.headline(f"{title}, block {block}{pruned}")
-    canvas.footnote(axis.note)
+    canvas.footnote(" ".join(filter(None, (axis.tick_note, axis.note))))
     norm = None if maps.attention is None else _log_norm(maps.attention[block])
     for head in range(num_heads):
         row, column = kinds * (head // columns), head % columns
@@ -126,8 +137,7 @@ def draw_block(maps: Maps, block: int, title: str) -> Any:
 
 def draw_overview(maps: Maps, title: str) -> Any:
     """A matplotlib Figure of all blocks (columns) and heads (rows); pruned entries are white."""
-    num_blocks, num_heads, num_tokens = maps.shape[:3]
-    axis = TokenAxis(num_tokens, maps.num_prefix_tokens)
+    (num_blocks, num_heads), axis = maps.shape[:2], maps.axis
     kinds = 1 if maps.moved is None else 2
     canvas = Canvas(OVERVIEW_PANEL, rows=kinds * num_heads, columns=num_blocks, gap=(8, 8), bottom=36)
     pruned = "" if maps.keep is None else f", {block_sparsity(maps.keep).mean():.1%} pruned"

@@ -26,16 +26,14 @@ def plot(options: PlotOptions, reporter: Reporter) -> list[Path]:
         VitcodError: if a file can't be read or written, or map and mask are of different models.
     """
     folder = free_folder(options.output_dir)
-    if (folder / f"overview.{options.format}").exists() and not options.overwrite:
+    # Which blocks there are is known only once the files are read: any block's picture counts.
+    names = ["overview", "block_[0-9]*", *(["query"] if options.image else [])]
+    if not options.overwrite and any(list(folder.glob(f"{name}.{options.format}")) for name in names):
         raise VitcodError(
             f"{folder} holds pictures already; replace them with --overwrite, or name another folder."
         )
     maps, name = _read(options.sources)
-    view = (
-        None
-        if options.image is None
-        else look_at(options.image, options.query, maps.shape[-1] - maps.num_prefix_tokens)
-    )
+    view = None if options.image is None else look_at(options.image, options.query, maps.grid)
     return save_plots(maps, folder, options.title or name, reporter, kind=options.format, view=view)
 
 
@@ -61,8 +59,11 @@ def _read(sources: list[str]) -> tuple[Maps, str]:
         else:
             attention_map = read_attention_map(source, _FLAG)
             arrays[kind], info = attention_map.attention, {**info, **attention_map.info}
-    maps = Maps(**arrays, num_prefix_tokens=info.get("num_prefix_tokens", 1))
-    return maps, info.get("model_config", {}).get("model", Path(sources[0]).stem)
+    config = info.get("model_config", {})
+    # A mask may protect other tokens than its model has before the patches (gen-mask --num-prefix-tokens).
+    prefix = info.get("map_num_prefix_tokens", info.get("num_prefix_tokens", 1))
+    maps = Maps(**arrays, num_prefix_tokens=prefix, model_config=config)
+    return maps, config.get("model", Path(sources[0]).stem)
 
 
 def _mask_of_checkpoint(source: str) -> Mask:

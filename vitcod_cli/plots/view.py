@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitcod_cli.errors import VitcodError
-
-PATCH = 16
-"""Pixels of a patch in the picture that is drawn."""
+from vitcod_cli.plots.grid import PATCH, Grid
 
 
 @dataclass(frozen=True)
@@ -39,23 +36,27 @@ class View:
         return grid.repeat(PATCH, axis=0).repeat(PATCH, axis=1)
 
 
-def look_at(path: str, query: tuple[int, int] | None, patches: int) -> View:
-    """The picture at ``path``, cropped to a grid of ``patches``, and one of them; the middle one by default.
+def look_at(path: str, query: tuple[int, int] | None, grid: Grid | None) -> View:
+    """The picture at ``path``, cropped as for evaluation, and a patch of ``grid``; the middle one by default.
 
     Raises:
-        VitcodError: if the picture can't be read, the patches are no square, or the patch is outside of it.
+        VitcodError: if the picture can't be read, the patches make no square, or the patch is outside of it.
     """
     from vitcod_cli.data.decode import UnreadableImageError, load_image, reason_of
-    from vitcod_cli.data.preprocess import Preprocess
+    from vitcod_cli.data.preprocess import Preprocess, preprocess_for
+    from vitcod_cli.data.settings import DataSettings
 
-    side = math.isqrt(patches)
-    if side * side != patches or not side:
-        raise VitcodError(f"--image needs a square grid of patches, and the map has {patches}; leave it out.")
+    if grid is None or grid.rows != grid.columns:
+        found = "these patches make none" if grid is None else f"this model's is {grid}"
+        raise VitcodError(f"--image needs a square grid of patches, and {found}; leave it out.")
+    side = grid.rows
     row, column = (side // 2, side // 2) if query is None else query
     if row >= side or column >= side:
         raise VitcodError(f"--query {row} {column} is outside of the {side} x {side} patches; count from 0.")
     size = side * PATCH
-    preprocess = Preprocess((3, size, size))
+    # The model's own crop, which its size decides, on as many pixels as can be seen.
+    crop = preprocess_for({}, (3, *grid.image_size), DataSettings()).crop_pct
+    preprocess = Preprocess((3, size, size), crop_pct=crop)
     try:
         image = load_image(path)
         preprocess.check_size(*image.size)
