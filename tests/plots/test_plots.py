@@ -405,3 +405,9 @@ def test_a_polarized_mask_is_drawn_in_both_orders(tmp_path: Path, cli: Cli) -> N
     ]
     assert np.asarray(panels[1].images[0].get_array())[:, :2].all()
     assert not np.asarray(panels[1].images[0].get_array())[:, 2:].any()
+
+
+def test_a_file_that_gives_no_size_of_patches_has_the_grid_of_its_images() -> None:
+    config = {"model": "deit_tiny_patch16_224", "num_classes": 10, "img_size": [224, 224], "svd_type": "none"}
+    for kwargs in ({}, {"patch_size": None}, {"patch_size": 16}):
+        assert str(patch_grid(196, {**config, "model_kwargs": kwargs})) == "14 x 14"

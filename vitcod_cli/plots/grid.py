@@ -42,7 +42,7 @@ def patch_grid(patches: int, config: Mapping[str, Any]) -> Grid | None:
         return Grid(side, side, (side * PATCH, side * PATCH)) if side * side == patches else None
     height, width = model.img_size
     # A model's default size of patches is timm's knowledge; they are squares, so that their number tells it.
-    size = model.model_kwargs.get("patch_size", math.sqrt(height * width / patches))
+    size = model.model_kwargs.get("patch_size") or math.sqrt(height * width / patches)
     tall, wide = size if isinstance(size, (list, tuple)) else (size, size)
     grid = Grid(round(height / tall), round(width / wide), model.img_size)
     return grid if grid.rows * grid.columns == patches else None
