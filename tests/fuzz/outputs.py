@@ -79,8 +79,9 @@ def _special(bench: Bench) -> Attempt:
     else:
         name = make_special(bench, name, kind)
     words[-1] = words[-1].replace("NAME", name)
-    # A link that leads to itself may be replaced by the file.
-    return Attempt(words, _written(name) if kind == "loop" and suffix else None, outputs=(name, "out_mask.npy"))
+    # A link that leads to itself may be replaced by the file, and convert writes into a folder that is there.
+    written = bool(suffix) and (kind == "loop" or (kind == "file" and words[0] == "convert"))
+    return Attempt(words, _written(name) if written else None, outputs=(name, "out_mask.npy"))
 
 
 def _there_already(bench: Bench) -> Attempt:
