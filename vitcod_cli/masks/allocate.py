@@ -7,7 +7,7 @@ from typing import Any
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.budget import Importance, largest_entries
+from vitcod_cli.masks.budget import Importance, largest_entries, necessary_entries
 from vitcod_cli.masks.lanes import fill_lanes
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
 from vitcod_cli.masks.ranking import Keep
@@ -62,4 +62,5 @@ def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: i
     Raises:
         VitcodError: if the entries that must be kept are more than this sparsity leaves.
     """
-    return largest_entries(importance, sparsity, num_prefix_tokens)
+    keep, _ = largest_entries(importance, sparsity, necessary_entries(importance, num_prefix_tokens))
+    return keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,38 @@ def check_budget(necessary: Keep, wanted: int, sparsity: float) -> int:
     Raises:
         SparsityError: if the necessary ones are too many.
     """
-    more = wanted - int(np.count_nonzero(necessary))
-    if more < 0:
-        raise SparsityError(
-            f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
-            f"leaves {np.count_nonzero(~necessary) / necessary.size:.4f} at most."
-        )
-    return more
+    count = int(np.count_nonzero(necessary))
+    if count > wanted:
+        raise out_of_reach(sparsity, count, necessary.size)
+    return wanted - count
+
+
+def out_of_reach(sparsity: float, fewest: int, size: int) -> SparsityError:
+    """The error for a sparsity that leaves fewer entries than the ``fewest`` of ``size`` that any mask keeps."""
+    return SparsityError(
+        f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
+        f"leaves {most_sparsity(fewest, size):.4f} at most."
+    )
+
+
+def most_sparsity(fewest: int, size: int) -> float:
+    """What can be asked for where ``fewest`` of ``size`` entries are kept in any case.
+
+    To four decimals, rounded down: the number that is told must be one that can be reached.
+    """
+    return math.floor((size - fewest) * 10_000 / size) / 10_000
+
+
+def fewest_entries(shape: tuple[int, ...], num_prefix_tokens: int) -> int:
+    """How many entries of [L, H, N, N] a mask keeps at least: the prefix, and a key of every row."""
+    num_tokens = shape[-1]
+    rows_left = num_tokens - num_prefix_tokens
+    per_head = num_prefix_tokens * num_tokens + rows_left * max(num_prefix_tokens, 1)
+    return math.prod(shape[:-2]) * per_head
 
 
 def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
-    """What every mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
+    """What an allocated mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
     keep = np.zeros(importance.shape, dtype=np.bool_)
     last = importance.shape[-1] - 1
 
@@ -43,21 +65,28 @@ def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
     return keep_prefix(keep, num_prefix_tokens)
 
 
-def largest_entries(values: Importance, sparsity: float, num_prefix_tokens: int) -> Keep:
-    """Keep the largest of all ``values`` [L, H, N, N], beside what every mask keeps; of equal ones the later.
+def fewest_needed(values: Importance, num_prefix_tokens: int) -> Keep:
+    """Rows and columns of prefix tokens; without any, the best entry of each row, which would be empty else."""
+    if not num_prefix_tokens:
+        return necessary_entries(values, 0)
+    return keep_prefix(np.zeros(values.shape, dtype=np.bool_), num_prefix_tokens)
+
+
+def largest_entries(values: Importance, sparsity: float, necessary: Keep) -> tuple[Keep, float | None]:
+    """Keep the largest of all ``values`` [L, H, N, N], beside the ``necessary`` ones; of equal ones the later.
 
     Args:
         sparsity: share of pruned entries among all, prefix included; reached to the entry.
-        num_prefix_tokens: tokens whose rows and columns are kept.
+        necessary: bool [L, H, N, N], what is kept in any case; changed in place.
+
+    Returns:
+        The mask, and the smallest value that is kept for being large; None where nothing but the necessary is.
 
     Raises:
-        SparsityError: if the entries that must be kept are more than this sparsity leaves.
+        SparsityError: if the necessary entries are more than this sparsity leaves.
     """
-    keep = necessary_entries(values, num_prefix_tokens)
-    more = check_budget(keep, budget(keep.size, sparsity), sparsity)
-    if more:
-        _keep_largest_of_all(keep, values, more)
-    return keep
+    more = check_budget(necessary, budget(necessary.size, sparsity), sparsity)
+    return necessary, _keep_largest_of_all(necessary, values, more) if more else None
 
 
 def budget(size: int, sparsity: float) -> int:
@@ -65,8 +94,11 @@ def budget(size: int, sparsity: float) -> int:
     return round((1 - sparsity) * size)
 
 
-def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> None:
-    """Set ``keep`` at the ``count`` largest of the entries that it leaves out, the later ones where they tie."""
+def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> float:
+    """Set ``keep`` at the ``count`` largest of the entries that it leaves out, the later ones where they tie.
+
+    Returns the smallest of them.
+    """
     smallest = nth_largest(importance, keep, count)
 
     def fill(part: Part) -> int:
@@ -83,3 +115,4 @@ def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> None
         if not count:
             break
     release_pages(importance)
+    return float(str(smallest))  # the shortest decimal that is this number in its own precision

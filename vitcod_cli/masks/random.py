@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.masks.budget import largest_entries
+from vitcod_cli.masks.budget import fewest_needed, largest_entries
 from vitcod_cli.masks.ranking import Keep, parts
 from vitcod_cli.masks.ratio import Ratio
 from vitcod_cli.settings import setting
@@ -43,10 +43,12 @@ def random_mask(shape: tuple[int, ...], ratio: float, seed: int) -> Keep:
 def random_mask_of_sparsity(shape: tuple[int, ...], sparsity: float, seed: int, num_prefix_tokens: int) -> Keep:
     """Entries [L, H, N, N] drawn at random, as many as give this sparsity with prefix tokens kept, to the entry.
 
-    Every row keeps a key.
+    Each set of so many entries beside the prefix is as likely as any other. Without a prefix, every row keeps a
+    key that is drawn first.
 
     Raises:
         SparsityError: if a key of every row and the prefix tokens are more than it leaves.
     """
     draw = np.random.default_rng(seed).random(shape, dtype=np.float32)
-    return largest_entries(draw, sparsity, num_prefix_tokens)
+    keep, _ = largest_entries(draw, sparsity, fewest_needed(draw, num_prefix_tokens))
+    return keep

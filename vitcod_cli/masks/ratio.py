@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.masks.budget import budget
-from vitcod_cli.masks.method import Exact, SparsityError
+from vitcod_cli.masks.budget import budget, fewest_entries, out_of_reach
+from vitcod_cli.masks.method import Exact
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part, keep_largest, map_parts
 from vitcod_cli.settings import setting
@@ -74,14 +74,10 @@ def ratio_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tok
     num_keys, prefix = attention.shape[-1], num_prefix_tokens
     whole = attention.size // num_keys**2 * prefix * num_keys  # rows of prefix tokens
     rows_left = attention.size // num_keys - whole // num_keys
-    least = max(prefix, 1)
-    left = budget(attention.size, sparsity) - whole
-    if left < least * rows_left:
-        most = 1 - (whole + least * rows_left) / attention.size
-        raise SparsityError(
-            f"--sparsity {sparsity:g} can't be reached: a key of every row and all prefix tokens are kept, which "
-            f"leaves {most:.4f} at most."
-        )
+    wanted, fewest = budget(attention.size, sparsity), fewest_entries(attention.shape, prefix)
+    if wanted < fewest:
+        raise out_of_reach(sparsity, fewest, attention.size)
+    left = wanted - whole
     counts = np.full(attention.shape[:-1], num_keys, dtype=np.intp)
     if rows_left:
         each, over = divmod(left, rows_left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitcod_cli.artifacts.mask import Mask
+from vitcod_cli.masks.budget import budget, fewest_entries, most_sparsity
 from vitcod_cli.masks.polarize import Split
 from vitcod_cli.masks.statistics import block_sparsity, global_tokens, head_sparsity
 
@@ -36,15 +37,28 @@ def mask_table(mask: Mask) -> list[str]:
 
 
 def _other_than_asked(mask: Mask) -> list[str]:
-    """Why a ``--ratio`` has become another sparsity, in a line."""
-    ratio, sparsity = mask.info.get("ratio"), mask.info["sparsity"]
+    """Why a ``--ratio`` has become another sparsity, and how to get just that, in a line."""
+    ratio, sparsity, size = mask.info.get("ratio"), mask.info["sparsity"], mask.keep.size
     if ratio is None or abs(sparsity - ratio) < 5e-5:
         return []
-    if mask.info["protect_prefix"]:
-        why = "prefix tokens are kept whole"
-    else:
-        why = "each entry is drawn by itself" if mask.info["method"] == "random" else "a row keeps whole keys"
-    return [f"Not {ratio:.2%}: {why}. --sparsity {ratio:g} gives just that."]
+    prefix = mask.info["num_prefix_tokens"] if mask.info["protect_prefix"] else 0
+    fewest = fewest_entries(mask.keep.shape, prefix)
+    way_on = f"--sparsity {ratio:.10g} gives just that"
+    if budget(size, ratio) < fewest:
+        way_on = f"--sparsity {most_sparsity(fewest, size):.4f} is the most"
+    return [f"Not {ratio:.2%}: {_why_other(mask, ratio, prefix)}. {way_on}."]
+
+
+def _why_other(mask: Mask, ratio: float, prefix: int) -> str:
+    """What has added entries to a ``ratio``, or taken some away."""
+    num_rows, num_keys = mask.keep[..., 0].size, mask.keep.shape[-1]
+    drawn = mask.info["method"] == "random"
+    if mask.info["sparsity"] < ratio:  # what is kept whatever the method says only ever adds
+        if prefix:
+            return "prefix tokens are kept whole"
+        if not drawn or num_rows * ratio**num_keys >= 0.5:  # of a draw, so many rows come out empty
+            return "every row keeps a key"
+    return "each entry is drawn by itself" if drawn else "a row keeps whole keys"
 
 
 def order_metrics(mask: Mask) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
-from vitcod_cli.masks.budget import largest_entries
+from vitcod_cli.masks.budget import fewest_needed, largest_entries
 from vitcod_cli.masks.method import Exact
 from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part
 from vitcod_cli.settings import setting
@@ -34,7 +34,8 @@ class Std(Exact):
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """See :func:`std_mask` and :func:`std_mask_of_sparsity`."""
         if self.sparsity is not None:
-            return std_mask_of_sparsity(attention_map.attention, self.sparsity, num_prefix_tokens), {}
+            keep, found = std_mask_of_sparsity(attention_map.attention, self.sparsity, num_prefix_tokens)
+            return keep, {} if found is None else {"std_coef": found}
         coef = DEFAULT_COEF if self.std_coef is None else self.std_coef
         return std_mask(attention_map.attention, coef), {"std_coef": coef}
 
@@ -56,13 +57,20 @@ def std_mask(attention: Attention, coef: float) -> Keep:
     return keep
 
 
-def std_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tokens: int) -> Keep:
+def std_mask_of_sparsity(
+    attention: Attention, sparsity: float, num_prefix_tokens: int
+) -> tuple[Keep, float | None]:
     """The keys that are most standard deviations above the mean of their row, as many as give this sparsity.
 
-    Reached to the entry; every row keeps its largest key, and prefix tokens are kept if there are any.
+    Reached to the entry, the later keys kept where they are as many deviations above. Prefix tokens are kept if
+    there are any; if not, every row keeps its largest key.
 
     Args:
         attention: [L, H, N, N].
+
+    Returns:
+        The mask [L, H, N, N], and the coefficient of :func:`std_mask` that it comes to; None where nothing
+        but the necessary is kept.
 
     Raises:
         SparsityError: if a key of every row and the prefix tokens are more than it leaves.
@@ -76,4 +84,4 @@ def std_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_token
         deviations[part][(std == 0)[:, 0]] = 0  # all the same: none is above the mean
 
     for_each_part(fill, attention)
-    return largest_entries(deviations, sparsity, num_prefix_tokens)
+    return largest_entries(deviations, sparsity, fewest_needed(deviations, num_prefix_tokens))
