@@ -11,18 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Cli as InProcess
 from safetensors.numpy import load_file
 
 from vitcod_cli.artifacts.attention_map import read_attention_map
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vitcod_cli.artifacts.files import sha256_of
-from vitcod_cli.artifacts.mask import read_mask
+from vitcod_cli.artifacts.mask import Mask, read_mask, write_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.artifacts.npz_file import write_npz
 from vitcod_cli.artifacts.published import mask_beside
 from vitcod_cli.commands.convert import convert
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.convert_settings import ConvertOptions
+from vitcod_cli.masks.order_settings import OrderSettings
+from vitcod_cli.masks.polarize import polarized
+from vitcod_cli.masks.settings import MaskOptions
 from vitcod_cli.model.build import build_model
+from vitcod_cli.steps.mask import make_mask
 
 KWARGS = ["patch_size=8", "embed_dim=24", "depth=2", "num_heads=3"]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -173,14 +179,134 @@ def test_an_npz_file_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_names_that_say_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "mask.npy"
     np.save(source, random_mask())
-    assert ".safetensors file" in refusal(source, capsys, output=str(tmp_path / "mask.pth"))
-    assert not (tmp_path / "mask.pth").exists()
-    for output in (tmp_path / "there", f"{tmp_path}/new/"):
-        (tmp_path / "there").mkdir(exist_ok=True)
+    for name in ("mask.pth", "mask", "mask.npy2", "mask.safetensors.txt", "new/npz"):
+        message = refusal(source, capsys, output=str(tmp_path / name))
+        assert message == (
+            f"--output {tmp_path / name}: what is written is a .safetensors or .npz file; let the name end so, or "
+            "in / for a folder."
+        )
+    (tmp_path / "there").mkdir()
+    (tmp_path / "folder.npz").mkdir()
+    for output in (tmp_path / "there", f"{tmp_path}/new/", f"{tmp_path}/new.pth/", tmp_path / "folder.npz"):
         (ours,) = run(source, capsys, output=str(output))
         assert ours == Path(output, "mask.safetensors")
         assert np.array_equal(read_mask(ours).keep, ~random_mask())
-    assert ".npy file" in refusal(ours, capsys, to="reference", output=str(tmp_path / "mask.safetensors"))
+    for name in ("mask2.safetensors", "mask.npz", "mask.pth"):  # an .npz has our polarity
+        assert "is a .npy file;" in refusal(ours, capsys, to="reference", output=str(tmp_path / name))
+    assert "--output NAME.npz" in refusal(ours, capsys)
+    (upper,) = run(source, capsys, output=str(tmp_path / "UPPER.NPZ"))
+    assert upper.read_bytes().startswith(b"PK")
+
+
+def test_names_of_checkpoints(
+    tmp_path: Path, tiny_config: ModelConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model.safetensors"
+    write_checkpoint(source, random_weights(tiny_config), tiny_config, {})
+    for name in ("back.pth", "back.pt"):
+        (back,) = run(source, capsys, to="reference", output=str(tmp_path / name))
+        assert same(load_reference(back)["model"], random_weights(tiny_config))
+    (inside,) = run(source, capsys, to="reference", output=f"{tmp_path}/new/")
+    assert inside == tmp_path / "new" / "model.pth"
+    monkeypatch.setattr("vitcod_cli.export.convert.read_checkpoint", None)  # refused before it is read
+    assert "is a .pth or .pt file;" in refusal(source, capsys, to="reference", output=str(tmp_path / "x.npz"))
+    for name in ("x.npy", "x", "x.bin"):
+        message = refusal(back, capsys, output=str(tmp_path / name))
+        assert message.startswith(f"--output {tmp_path / name}: what is written is a .safetensors or .npz file;")
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_an_npz_file_of_a_checkpoint(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sparse: bool
+) -> None:
+    np.save(tmp_path / "mask.npy", random_mask())
+    mask = {"mask": str(tmp_path / "mask.npy")} if sparse else {}
+    (ours,) = run(published, capsys, model="deit_tiny_patch16_224", model_kwargs=KWARGS, **mask)
+    (direct,) = run(
+        published, capsys, output=f"{tmp_path}/a.npz", model="deit_tiny_patch16_224", model_kwargs=KWARGS, **mask
+    )
+    (again,) = run(ours, capsys, output=f"{tmp_path}/b.npz")
+    weights = load_reference(published)["model"]
+    for path, source in ((direct, published), (again, ours)):
+        with np.load(path, allow_pickle=False) as found:
+            info = json.loads(str(found["vitcod"]))
+            assert found["vitcod"].shape == ()
+            names = set(found.files) - {"vitcod", "keep", "head_sparsity", "global_tokens"}
+            assert names == set(weights)
+            for name, tensor in weights.items():
+                assert found[name].dtype == np.float16
+                assert found[name].tobytes() == tensor.numpy().tobytes(), name
+            assert ("keep" in found) == sparse
+            if sparse:
+                assert found["keep"].dtype == np.bool_
+                np.testing.assert_array_equal(found["keep"], ~random_mask())
+                np.testing.assert_allclose(found["head_sparsity"], random_mask().mean(axis=(-2, -1)))
+        assert info["made_from"] == sha256_of(source)
+        assert info["model_config"]["svd_type"] == "mix_head_fc_qk"
+        assert (info["epoch"], info["args"]["lr"]) == (99, 1e-4)
+
+
+def test_an_npz_file_of_numbers_that_numpy_lacks(
+    tmp_path: Path, tiny_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: value.bfloat16() for name, value in random_weights(tiny_config).items()}
+    write_checkpoint(tmp_path / "half.safetensors", weights, tiny_config, {})
+    source = ConvertOptions.from_flat({"source": f"{tmp_path}/half.safetensors", "output": f"{tmp_path}/half.npz"})
+    convert(source)
+    assert f"numpy has no torch.bfloat16: {len(weights)} tensors go in as float32" in capsys.readouterr().err
+    with np.load(tmp_path / "half.npz", allow_pickle=False) as found:
+        for name, value in weights.items():
+            assert found[name].dtype == np.float32
+            np.testing.assert_array_equal(found[name], value.float().numpy())
+
+
+def test_an_npz_file_of_a_polarized_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = polarized(Mask(~random_mask(), {"num_prefix_tokens": 1, "protect_prefix": False}), OrderSettings())
+    write_mask(tmp_path / "mask.safetensors", mask)
+    (path,) = run(tmp_path / "mask.safetensors", capsys, output=f"{tmp_path}/mask.npz")
+    with np.load(path, allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["keep"], mask.keep)
+        np.testing.assert_array_equal(found["permutation"], mask.order.permutation)
+        np.testing.assert_array_equal(found["global_tokens"], mask.order.global_tokens)
+        assert json.loads(str(found["vitcod"]))["threshold"] == mask.info["threshold"]
+
+
+def test_an_npz_file_is_written_whole_and_without_pickles(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(b"before")
+    with pytest.raises(TypeError, match=r"^names holds Python objects$"):
+        write_npz(path, {"ones": np.ones(3), "names": np.array([object()])})
+    with pytest.raises(TypeError, match="JSON"):
+        write_npz(path, {"ones": np.ones(3)}, {"bad": object()})
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    write_npz(path, {"ones": np.ones(3)})
+    with np.load(path, allow_pickle=False) as found:
+        assert found.files == ["ones"]
+
+
+@pytest.mark.parametrize("kind", ["mask", "map", "foreign"])
+def test_an_npz_file_is_refused_where_a_mask_or_map_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """What to do instead is true: our arrays have the other polarity than an .npy, and are several."""
+    path = tmp_path / "arrays.npz"
+    array = random_mask() if kind == "mask" else np.full((2, 3, 5, 5), 0.2, dtype=np.float32)
+    if kind == "foreign":
+        np.savez(path, array=array)
+        what = "an .npz archive; save its one array with numpy.save instead"
+    else:
+        np.save(tmp_path / "array.npy", array)
+        run(tmp_path / "array.npy", capsys, output=str(path))
+        what = "an .npz archive that vitcod made for other programs; give the file that it was made from"
+    with pytest.raises(VitcodError) as error:
+        make_mask(MaskOptions.from_flat({"attn_map": str(path), "output": f"{tmp_path}/new.safetensors"}))
+    assert str(error.value) == f"--attn-map {path} is not a safetensors file: it seems to be {what}."
+    with pytest.raises(VitcodError) as error:
+        read_mask(path)
+    assert str(error.value) == f"--mask {path} is not a safetensors file: it seems to be {what}."
+    assert refusal(path, capsys) == f"{path} can't be converted: it seems to be {what}."
+    assert not (tmp_path / "new.safetensors").exists()
 
 
 def test_the_authors_files_there_and_back(
@@ -223,7 +349,9 @@ def test_nothing_is_overwritten_unasked(
     message = refusal(source, capsys)
     assert "--overwrite" in message
     assert "--output" in message
-    assert "is read by this command" in refusal(source, capsys, output=str(source), overwrite=True)
+    source.rename(named_so := tmp_path / "an npy.safetensors")
+    assert "is read by this command" in refusal(named_so, capsys, output=str(named_so), overwrite=True)
+    named_so.rename(source)
     (ours,) = run(source, capsys, overwrite=True)
     assert np.array_equal(read_mask(ours).keep, ~random_mask())
     # A sparse checkpoint writes two files, and neither may be lost.
@@ -266,14 +394,26 @@ def _small_mask(folder: Path) -> Path:
     return folder / "small.npy"
 
 
+def test_eval_refuses_a_mask_in_an_npz(
+    cli: InProcess, tmp_path: Path, tiny_config: ModelConfig, image_folder: Path
+) -> None:
+    np.save(tmp_path / "mask.npy", random_mask())
+    assert cli("convert", "mask.npy", "--output", "mask.npz").out == "mask.npz\n"
+    write_checkpoint(tmp_path / "model.safetensors", random_weights(tiny_config), tiny_config, {})
+    words = ("eval", "--checkpoint", "model.safetensors", "--data-path", image_folder, "--mask")
+    assert cli(*words, "mask.npz").error.startswith(
+        "--mask mask.npz is not a safetensors file: it seems to be an .npz"
+    )
+
+
 def test_as_a_command(run_cli: Cli, tmp_path: Path) -> None:
     np.save(tmp_path / "mask.npy", random_mask())
-    done = run_cli("convert", "mask.npy", "--output", "ours")
-    assert (done.returncode, done.stdout) == (0, "ours\n")
-    done = run_cli("convert", "ours", "--to", "reference", "--output", "back.npy")
+    done = run_cli("convert", "mask.npy", "--output", "ours.safetensors")
+    assert (done.returncode, done.stdout) == (0, "ours.safetensors\n")
+    done = run_cli("convert", "ours.safetensors", "--to", "reference", "--output", "back.npy")
     assert (done.returncode, done.stdout) == (0, "back.npy\n")
     assert (tmp_path / "back.npy").read_bytes() == (tmp_path / "mask.npy").read_bytes()
-    done = run_cli("convert", "mask.npy", "--output", "ours")
+    done = run_cli("convert", "mask.npy", "--output", "ours.safetensors")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert "--overwrite" in done.stderr

@@ -25,6 +25,8 @@ _HINTS = {
 }
 _PROGRAM = "an exported program; give the checkpoint that it was made from"
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
+_OUR_ARRAYS = (f"{METADATA_KEY}.npy", "csc_pointers.npy")
+"""What is in an ``.npz`` of convert and export, and of polarize."""
 _PACKED = "; unpack it first"
 _OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer, which stands for the file; get that with git lfs pull",
@@ -133,6 +135,9 @@ def _describe_zip(path: str | os.PathLike[str]) -> Description:
         return Description(_PROGRAM, "zip", PROGRAM)
     if any(name.endswith("data.pkl") for name in names):
         return _described("a PyTorch checkpoint", "torch", CHECKPOINT, own=False)
+    if any(name in names for name in _OUR_ARRAYS):  # a mask among them is True where an .npy's is False
+        text = "an .npz archive that vitcod made for other programs; give the file that it was made from"
+        return Description(text, "zip")
     if names and all(name.endswith(".npy") for name in names):
         return Description("an .npz archive; save its one array with numpy.save instead", "zip")
     return Description("a zip archive", "zip")

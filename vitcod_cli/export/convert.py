@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -22,6 +23,7 @@ from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.artifacts.published import mask_beside, plain, published_checkpoint, write_npy
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.convert_settings import ConvertOptions, Form
+from vitcod_cli.export.weights import named_arrays, widened
 from vitcod_cli.masks.prefix import check_rows
 from vitcod_cli.masks.statistics import mask_arrays
 from vitcod_cli.model.build import build_model, model_config
@@ -38,63 +40,73 @@ def convert(options: ConvertOptions, reporter: Reporter) -> list[Path]:
     """Convert the checkpoint, map or mask that ``options`` name; returns the files that were written.
 
     Raises:
-        VitcodError: if it is none of these or in that form already, or something can't be read or written.
+        VitcodError: if it is none of these or in that form already, ``--output`` ends as another kind of file
+            does, or something can't be read or written.
     """
     source = options.source
     description = None if is_url(source) else describe(checked_path(source, _FLAG))
     kind = CHECKPOINT if description is None else description.kind  # an old .pth has no mark to know it by
-    arrays_alone = is_npz(options.output)
-    if arrays_alone and kind == CHECKPOINT:
-        raise VitcodError(f"--output {options.output}: vitcod export --output {options.output} writes weights so.")
-    if not arrays_alone:
-        _check_direction(source, description, options.to)
+    endings = _endings(kind, options.to)
+    if description is not None:
+        _check_direction(options, description)
     if kind == CHECKPOINT:
-        return _convert_checkpoint(options, reporter)
+        return _convert_checkpoint(options, endings, reporter)
     if options.mask is not None:
         raise VitcodError(f"--mask goes with a checkpoint, but {source} is {description}.")
-    target = _target(options, ".safetensors" if options.to == "vitcod" else ".npy")
-    if arrays_alone:
+    target = _target(options, endings)
+    if is_npz(target):
         write_npz(target, *(_mask_arrays if kind == MASK else _map_arrays)(source))
-        return [target]
-    (_convert_mask if kind == MASK else _convert_map)(source, target, options.to)
+    else:
+        (_convert_mask if kind == MASK else _convert_map)(source, target, options.to)
     return [target]
 
 
-def _check_direction(source: str, description: Description | None, to: Form) -> None:
-    if description is None:
-        return
+def _endings(kind: str | None, to: Form) -> tuple[str, ...]:
+    """What the name of the file that is written may end in; the first where the user gives no name."""
+    if to == "vitcod":
+        return (".safetensors", SUFFIX)
+    return (".pth", ".pt") if kind == CHECKPOINT else (".npy",)
+
+
+def _check_direction(options: ConvertOptions, description: Description) -> None:
+    source, to, output = options.source, options.to, options.output
     if description.kind not in (CHECKPOINT, MASK, ATTENTION_MAP):
         raise VitcodError(f"{source} can't be converted: it seems to be {description}.")
-    if to == "vitcod" and description.own:
-        raise VitcodError(f"{source} is vitcod's own already; --to reference turns it into the published form.")
+    into_arrays = output is not None and not _is_folder(output) and is_npz(output)
+    if to == "vitcod" and description.own and not into_arrays:
+        raise VitcodError(
+            f"{source} is vitcod's own already; --to reference turns it into the published form, --output "
+            "NAME.npz into arrays for numpy alone."
+        )
     if to == "reference" and description.container == "npy":
         raise VitcodError(f"{source} is in the published form already; --to vitcod turns it into ours.")
 
 
-def _target(options: ConvertOptions, suffix: str) -> Path:
+def _target(options: ConvertOptions, endings: tuple[str, ...]) -> Path:
     """The file to write: ``--output``, or the source's name with another suffix, in the folder ``--output``."""
-    source, output = options.source, options.output
+    source, output, suffix = options.source, options.output, endings[0]
     name = Path(source.rpartition("/")[2]) if is_url(source) else Path(source)
-    if output is not None and not output.endswith("/") and not os.path.isdir(output):
-        path = free_path(output, options.overwrite, inputs=_inputs(options))
-        _check_ending(output, suffix)
-        return path
+    if output is not None and not _is_folder(output):
+        _check_ending(output, endings)
+        return free_path(output, options.overwrite, inputs=_inputs(options))
     target = name.with_suffix(suffix) if output is None else Path(output, name.with_suffix(suffix).name)
     if target == name:
         target = name.with_name(f"{name.stem}_vitcod{suffix}")
     return free_path(target, options.overwrite, inputs=_inputs(options))
 
 
-def _check_ending(output: str, suffix: str) -> None:
-    """Refuse a name that says it is another kind of file than what is written."""
-    own = {
-        ".pth": (".pth", ".pt", ".bin", ".tar"),
-        ".npy": (".npy", SUFFIX),
-        ".safetensors": (".safetensors", SUFFIX),
-    }
-    ending = Path(output).suffix.lower()
-    if ending in {each for endings in own.values() for each in endings} - set(own[suffix]):
-        raise VitcodError(f"--output {output}: what is written is a {suffix} file; let the name end so.")
+def _is_folder(output: str) -> bool:
+    return output.endswith("/") or os.path.isdir(output)
+
+
+def _check_ending(output: str, endings: tuple[str, ...]) -> None:
+    """Refuse a name that doesn't say what is written; an empty one is refused as no name at all."""
+    if output and not output.lower().endswith(endings):
+        shown = output if output.isprintable() else ascii(output)
+        raise VitcodError(
+            f"--output {shown}: what is written is a {' or '.join(endings)} file; let the name end so, or in / "
+            "for a folder."
+        )
 
 
 def _inputs(options: ConvertOptions) -> list[str]:
@@ -105,9 +117,13 @@ def _inputs(options: ConvertOptions) -> list[str]:
 
 
 def _mask_arrays(source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """A mask bool [L, H, N, N], and of each head [L, H] its sparsity and how many global tokens it has."""
+    """A mask bool [L, H, N, N], and of each head [L, H] its sparsity and how many global tokens it has.
+
+    Of a polarized mask also its order of tokens, and the global tokens of that order.
+    """
     mask = read_mask(source, _FLAG)
-    return mask_arrays(mask.keep), {**mask.info, **provenance(_MADE_BY, source)}
+    order = {} if mask.order is None else vars(mask.order)
+    return {**mask_arrays(mask.keep), **order}, {**mask.info, **provenance(_MADE_BY, source)}
 
 
 def _map_arrays(source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -142,9 +158,9 @@ def _convert_map(source: str, target: Path, to: Form) -> None:
 # -- checkpoints ------------------------------------------------------------------------------
 
 
-def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Path]:
+def _convert_checkpoint(options: ConvertOptions, endings: tuple[str, ...], reporter: Reporter) -> list[Path]:
     source = options.source
-    target = _target(options, ".safetensors" if options.to == "vitcod" else ".pth")
+    target = _target(options, endings)
     checkpoint = read_checkpoint(source, _FLAG, reporter, options.model.use_ema)
     if checkpoint.layout == "published" and options.to == "reference":
         raise VitcodError(f"{source} is in the published form already; --to vitcod turns it into ours.")
@@ -153,15 +169,28 @@ def _convert_checkpoint(options: ConvertOptions, reporter: Reporter) -> list[Pat
     tensors = {name: checkpoint.state_dict.get(name, value) for name, value in model.state_dict().items()}
     if left_out := checkpoint.info.get("left_out"):
         reporter.info(f"Left out of {source}: {', '.join(left_out)}.")
-    if options.to == "vitcod":
-        args = {key: plain(value) for key, value in checkpoint.info.items() if key in ("args", "epoch")}
-        write_checkpoint(
-            target,
-            tensors,
-            model_config(model),
-            {**provenance(_MADE_BY, source), "made_from": checkpoint.sha256, **args},
-        )
+    origin = {**provenance(_MADE_BY, source), "made_from": checkpoint.sha256}
+    args = {key: plain(value) for key, value in checkpoint.info.items() if key in ("args", "epoch")}
+    if is_npz(target):
+        own = checkpoint.info if checkpoint.layout == "vitcod" else {}
+        if wide := widened(tensors):
+            reporter.info(f"numpy has no {tensors[wide[0]].dtype}: {len(wide)} tensors go in as float32, equal.")
+        arrays = named_arrays(tensors, keep_mask(model))
+        write_npz(target, arrays, {**own, **args, **origin, "model_config": model_config(model).to_dict()})
         return [target]
+    if options.to == "vitcod":
+        write_checkpoint(target, tensors, model_config(model), {**origin, **args})
+        return [target]
+    return _write_published(options, target, checkpoint, model, tensors)
+
+
+def _write_published(
+    options: ConvertOptions,
+    target: Path,
+    checkpoint: Checkpoint,
+    model: VisionTransformer,
+    tensors: dict[str, Tensor],
+) -> list[Path]:
     keep, mask_target = keep_mask(model), target.with_name(f"{target.stem}_mask.npy")
     if keep is not None:
         free_path(mask_target, options.overwrite, inputs=_inputs(options))

@@ -21,7 +21,8 @@ class ConvertOptions(Settings, panel="Output"):
     to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.")
     output: str | None = setting(
         None,
-        "File to write, or folder; left out, beside the source. A map or mask also as .npz, with statistics.",
+        "File to write (.npz: arrays for numpy alone), or folder; left out, beside the source. The name ends as "
+        "what is written does; one that ends in / is a folder's.",
         metavar="FILE",
         show_default=False,
     )

@@ -21,8 +21,8 @@ from vitcod_cli.export.program import (
     export_program,
 )
 from vitcod_cli.export.settings import ExportOptions
-from vitcod_cli.export.weights import fold_for_timm
-from vitcod_cli.masks.statistics import mask_arrays, sparsity_of
+from vitcod_cli.export.weights import fold_for_timm, named_arrays
+from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
@@ -67,9 +67,8 @@ def _write_weights(
 
 def _write_arrays(path: Path, model: VisionTransformer, origin: dict[str, Any]) -> dict[str, Any]:
     """Every tensor by its name, float32; the masks as one, with their statistics."""
-    keep, info = keep_mask(model), {"model_config": model_config(model).to_dict(), **origin}
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items() if not name.endswith(".keep")}
-    write_npz(path, {**arrays, **({} if keep is None else mask_arrays(keep.numpy()))}, info)
+    info = {"model_config": model_config(model).to_dict(), **origin}
+    write_npz(path, named_arrays(model.state_dict(), keep_mask(model)), info)
     return info
 
 
