@@ -60,6 +60,12 @@ def test_a_saving_that_the_spread_does_not_bear_out_is_none() -> None:
         ([0.096, 0.097, 0.104, 0.104], [0.1] * 4, "too noisy"),
         # Every pair says slower, and the medians faster: the machine changed in between.
         ([0.11, 0.11, 0.33, 0.33, 0.11], [0.1, 0.1, 0.3, 0.3, 0.3], "too noisy"),
+        # Pairs are alike, or 5 % apart, and the medians beside them three times.
+        ([0.1, 0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.3, 0.3, 0.3], "too noisy"),
+        ([0.095, 0.095, 0.095, 0.285, 0.285], [0.1, 0.1, 0.3, 0.3, 0.3], "too noisy"),
+        # Too few to know how far they scatter.
+        ([0.05] * 2, [0.1] * 2, "too noisy"),
+        ([0.05] * 3, [0.1] * 3, "too noisy"),
     ],
 )
 def test_faster_slower_or_nothing(masked: list[float], unmasked: list[float], expected: str) -> None:
@@ -67,14 +73,43 @@ def test_faster_slower_or_nothing(masked: list[float], unmasked: list[float], ex
     assert standing(found.comparisons[0], found) == expected
 
 
-def test_the_table_does_not_contradict_the_sentence() -> None:
-    found = results(("forward", 8, [0.08, 0.12, 0.08, 0.12], [0.1] * 4))
+def report(masked: list[float], unmasked: list[float]) -> Report:
     environment = {"threads": 2, "precision": "float32", "compile": False, "channels_last": False}
     environment |= {"deterministic": False, "device_name": "a CPU", "torch": "", "timm": "", "vitcod": ""}
-    text = Report({}, environment, {}, found).text()
-    (line,) = (line for line in text.splitlines() if "x1.00" in line)
-    assert line.endswith("too noisy")
-    assert "measure for longer (--seconds)" in text
+    counts = {"model": COUNTS, "no mask": COUNTS}
+    about = {"model": "m", "img_size": (8, 8), "tokens": 5, "source": "random weights", "mask": None}
+    found = results(("forward", 8, masked, unmasked))
+    return Report({"model": about, "no mask": about}, environment, counts, found)
+
+
+@pytest.mark.parametrize(
+    ("masked", "expected"),
+    [
+        ([0.09] * 4, "faster"),
+        ([0.11] * 4, "slower"),
+        ([0.1] * 4, "the same"),
+        ([0.08, 0.12, 0.08, 0.12], "too noisy"),
+        ([0.05, 0.05, 0.2, 0.2], "too noisy"),
+        ([0.05] * 2, "too noisy"),
+    ],
+)
+def test_table_sentence_and_json_say_the_same(masked: list[float], expected: str) -> None:
+    made = report(masked, [0.1] * len(masked))
+    text = " ".join(made.text().split())
+    words = {
+        "faster": "saves 10.0 % of the time",
+        "slower": "takes 10.0 % more time",
+        "the same": "saves no time",
+        "too noisy": "whether it saves time is too noisy to tell",
+    }
+    # The row ends with it, the sentence has its words, and nothing has those of another answer.
+    assert f" {len(masked)} {expected} The model's time as a multiple" in text
+    assert [answer for answer, said in words.items() if said in text] == [expected]
+    noisy = expected == "too noisy"
+    assert ("measure for longer (--seconds, --repeats), on a machine that does nothing else" in text) == noisy
+    found = made.to_dict()
+    assert [one["model_is"] for one in found["comparisons"]] == [expected]
+    assert words[expected] in found["mask_verdict"]
 
 
 def test_a_mask_that_costs_time() -> None:

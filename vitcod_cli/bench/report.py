@@ -22,7 +22,10 @@ _MEASURED = (
     "training with gradients and optimizer state."
 )
 _COMPARED = "The model's time as a multiple of the other's, over pairs timed one after the other."
-_NOISY = "Too noisy to tell: measure for longer (--seconds), on a machine that does nothing else."
+_NOISY = (
+    "Too noisy to tell which is faster: measure for longer (--seconds, --repeats), on a machine that does "
+    "nothing else."
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Report:
             },
             "environment": self.environment,
             "measurements": [one.to_dict() for one in self.results.measurements],
-            "comparisons": [one.to_dict() for one in self.results.comparisons],
+            "comparisons": [
+                {**one.to_dict(), "model_is": standing(one, self.results)} for one in self.results.comparisons
+            ],
             "mask_verdict": self.verdict,
         }
 

@@ -9,6 +9,8 @@ from vitcod_cli.bench.measure import Comparison, Measurement, Results
 
 NOTABLE = 0.03
 """Differences in time below this share are not called one."""
+FEWEST = 4
+"""Pairs; the middle half of fewer says nothing of how far they scatter."""
 
 Standing = Literal["faster", "slower", "the same", "too noisy"]
 
@@ -16,10 +18,14 @@ Standing = Literal["faster", "slower", "the same", "too noisy"]
 def standing(comparison: Comparison, results: Results) -> Standing:
     """What a comparison shows: nothing, where the middle half of its pairs spans more than one answer.
 
-    Neither does it where the two medians, each by itself, say the opposite.
+    Neither does it where there are too few pairs, or the two medians, which are shown beside it, each by
+    itself say something else.
     """
     ratio = comparison.ratio
     masked, unmasked = _medians(comparison, results)
+    apart = not ratio.lower - NOTABLE <= masked / unmasked <= ratio.upper + NOTABLE
+    if comparison.pairs < FEWEST or apart:
+        return "too noisy"
     if ratio.median < 1 - NOTABLE and ratio.upper < 1 and masked < unmasked:
         return "faster"
     if ratio.median > 1 + NOTABLE and ratio.lower > 1 and masked > unmasked:
