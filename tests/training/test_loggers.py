@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,17 +29,19 @@ class Libraries:
     def __init__(self) -> None:
         self.opened: list[tuple[str, list[str], Any]] = []
         self.epochs: list[int] = []
-        self.steps: list[tuple[str, int]] = []
+        self.scalars: list[tuple[str, float, int]] = []
+        self.first_steps: list[int] = []
         self.trouble = ""
 
     def _try(self, what: str) -> None:
         if what == self.trouble:
             raise OSError(28, "No space left on device")
 
-    def SummaryWriter(self, folder: str) -> Any:  # noqa: N802
+    def SummaryWriter(self, folder: str, purge_step: int) -> Any:  # noqa: N802
         self._open("tensorboard", Path(folder).parent, None)
         Path(folder).mkdir(exist_ok=True)
         (Path(folder) / "events.out.tfevents.1").write_text("events")
+        self.first_steps.append(purge_step)
         return SimpleNamespace(add_scalar=self._scalar, flush=lambda: None, close=lambda: self._try("close"))
 
     def init(self, *, dir: str, id: str, **_: Any) -> Any:
@@ -48,10 +52,10 @@ class Libraries:
         self._try("open")
         self.opened.append((name, sorted(path.name for path in folder.iterdir()), identity))
 
-    def _scalar(self, name: str, value: float, epoch: int) -> None:
+    def _scalar(self, name: str, value: float, step: int) -> None:
         self._try("log")
-        self.epochs += [epoch] * (name == "epoch")
-        self.steps += [(name, epoch)] * name.startswith("step/")
+        self.epochs += [int(value)] * (name == "epoch")
+        self.scalars.append((name, value, step))
 
     def _log(self, metrics: dict[str, Any], step: int) -> None:
         self._try("log")
@@ -92,15 +96,77 @@ def test_both_get_every_epoch(tmp_path: Path, libraries: Libraries) -> None:
 
 
 def test_tensorboard_gets_steps(tmp_path: Path, libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the whole training, over epochs and a resumed run."""
+    """Of the whole training, over epochs (of 5 steps) and a resumed run."""
     monkeypatch.setattr(loggers, "STEPS", 2)
     train(tmp_path / "run", log_to="tensorboard,wandb")
-    seen = len(libraries.steps)
     train(tmp_path / "run", resume=True, log_to="tensorboard,wandb", epochs=3)
-    assert 0 < seen < len(libraries.steps)
-    numbers = [step for name, step in libraries.steps if name == "step/train_loss"]
-    assert numbers == list(range(2, 2 * len(numbers) + 1, 2))
-    assert [step for name, step in libraries.steps if name == "step/lr"] == numbers
+    for name in ("train_loss", "lr", "images_per_second"):
+        assert [step for tag, _, step in libraries.scalars if tag == f"step/{name}"] == list(range(0, 15, 2))
+    assert [(value, step) for tag, value, step in libraries.scalars if tag == "epoch"] == [
+        (1, 5),
+        (2, 10),
+        (3, 15),
+    ]
+    assert [step for tag, _, step in libraries.scalars if tag == "acc1"] == [5, 10, 15]
+    assert libraries.first_steps == [0, 11]
+
+
+def test_speed_of_steps_leaves_evaluations_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "STEPS", 2)
+    now = 0.0
+    monkeypatch.setattr(loggers.time, "monotonic", lambda: now)
+    seen: list[Mapping[str, float]] = []
+    log = loggers.Loggers(SilentReporter())
+    log._open["x"] = SimpleNamespace(log_step=lambda metrics, step: seen.append(metrics))  # type: ignore[assignment]
+    for step, second in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        now = second
+        log.log_step({"train_loss": math.nan, "lr": 0.1}, step, images=8)
+    now = 100.0
+    log.restart_clock()
+    now = 104.0
+    log.log_step({"train_loss": 1.0, "lr": 0.1}, 4, images=8)
+    assert seen == [
+        {"lr": 0.1, "images_per_second": 8.0},
+        {"train_loss": 1.0, "lr": 0.1, "images_per_second": 2.0},
+    ]
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: (step, value) of every scalar."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = accumulator.EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    read.Reload()
+    return {tag: [(one.step, one.value) for one in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def test_event_files_of_a_run_that_was_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back by TensorBoard's own reader: no point is missing, none there twice."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(loggers, "STEPS", 2)
+    train(tmp_path / "whole", log_to="tensorboard", epochs=4)
+    folder, log = tmp_path / "cut", RunDirectory.log
+
+    def killed(run: RunDirectory, **metrics: Any) -> None:
+        log(run, **metrics)
+        if metrics.get("epoch") == 2:
+            raise KeyboardInterrupt
+
+    # Killed behind the steps of epoch 2 and in front of its figures; then with new steps behind a state.
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "log", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, log_to="tensorboard", epochs=4)
+    with pytest.raises(VitcodError, match="not finite"):
+        train(folder, log_to="tensorboard", epochs=4, resume=True, mishap={"kind": "inf", "step": 4})
+    train(folder, log_to="tensorboard", epochs=4, resume=True)
+    whole, cut = events(tmp_path / "whole"), events(folder)
+    assert cut.keys() == whole.keys()
+    for tag in whole:
+        assert [step for step, _ in cut[tag]] == [step for step, _ in whole[tag]], tag
+    for tag in ("epoch", "acc1", "train_loss", "step/train_loss", "step/lr"):
+        assert cut[tag] == whole[tag]
+    assert [step for step, _ in cut["epoch"]] == [5, 10, 15, 20]
+    assert [step for step, _ in cut["step/lr"]] == list(range(0, 20, 2))
 
 
 def test_epochs_as_a_table(tmp_path: Path) -> None:

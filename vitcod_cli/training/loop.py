@@ -75,12 +75,19 @@ class Loop:
             self.run_directory.keep_epochs(position.epoch if evaluated else -1)
         names = self.recipe.loggers if distributed.is_main() else []
         folder, parameters = self.run_directory.path, self.state.hyper_parameters
-        with open_loggers(names, folder, parameters, self.reporter) as self._loggers:
+        first = self._first_step()
+        with open_loggers(names, folder, parameters, self.reporter, first) as self._loggers:
             self._epochs()
             if self.position.last is None:  # --epochs 0
                 self._evaluate({"epoch": 0})
             self.state.save(self.position)
         return self.position
+
+    def _first_step(self) -> int:
+        """The first step (from 0) that is logged from here on; an epoch's figures stand where the next begins."""
+        position = self.position
+        logged = position.between_epochs and not position.trained and position.last is not None
+        return position.updates + logged
 
     def _epochs(self) -> None:
         if self.position.epoch >= self.recipe.total_epochs > 0:
@@ -128,6 +135,7 @@ class Loop:
         self.train.set_epoch(self.position.epoch, self.position.step * self.recipe.accumulate_steps)
         waiting = Waiting(self.train)
         batches = iter(waiting)
+        self._loggers.restart_clock()
         for step in range(self.position.step, self.steps_per_epoch):
             if self._max_steps_done:
                 break
@@ -135,8 +143,8 @@ class Loop:
             outcome = self.stepper(self._next(batches, indices), self.position.epoch, step)
             self._advance(outcome, step, indices)
             progress.advance(outcome.sums[3], loss=outcome.loss, lr=lr)
-            if outcome.finite:
-                self._loggers.log_step({"train_loss": outcome.loss, "lr": lr}, self.position.updates)
+            figures = {"train_loss": outcome.loss, "lr": lr}
+            self._loggers.log_step(figures, self.position.updates - 1, outcome.sums[3])
             # One process alone needs no agreement: it may stop a step earlier.
             request = outcome if distributed.is_distributed() else self.stop
             if request.interrupted or request.terminated:
@@ -250,7 +258,7 @@ class Loop:
         metrics["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
         metrics = {name: _finite(value) for name, value in metrics.items()}
         self.run_directory.log(**metrics)
-        self._loggers.log(metrics, metrics["epoch"])
+        self._loggers.log(metrics, metrics["epoch"], self.position.updates)
 
     def _report(self, metrics: dict[str, Any], improved: bool) -> None:
         assert self.position.last is not None
