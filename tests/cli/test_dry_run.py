@@ -46,6 +46,23 @@ def test_training_is_not_begun(cli: Cli, image_folder: Path) -> None:
     assert not Path("run").exists()
 
 
+def test_what_is_no_file_here(cli: Cli, tiny_checkpoint: Path, image_folder: Path) -> None:
+    """Names of timm, addresses, and data that will be downloaded are not looked for."""
+    train = ("finetune-lowrank", "--model", "deit_tiny_patch16_224", "--data-path", image_folder)
+    train += ("--output-dir", "run", "--dry-run")
+    evaluate = ("eval", "--checkpoint", tiny_checkpoint, "--dataset", "torch/cifar10", "--data-path", "new")
+    for words in (
+        (*train, "--init-from", "timm", "--distill-from", "deit_base_patch16_224"),
+        (*train, "--init-from", "https://example.org/deit.pth"),
+        (*evaluate, "--download", "--dry-run"),
+    ):
+        outcome = cli(*words)
+        assert outcome.code == 0, outcome.err
+    message = the_error(cli(*train, "--init-from", "timm", "--distill-from", "nobody"))
+    assert "--distill-from nobody does not exist" in message
+    assert "--data-path new does not exist" in the_error(cli(*evaluate, "--dry-run"))
+
+
 def test_what_is_wrong_is_said(cli: Cli) -> None:
     message = the_error(cli("gen-mask", "--attn-map", "gone.npy", "--dry-run"))
     assert "--attn-map gone.npy does not exist" in message

@@ -22,13 +22,13 @@ def standing(comparison: Comparison, results: Results) -> Standing:
     itself say something else.
     """
     ratio = comparison.ratio
-    masked, unmasked = _medians(comparison, results)
-    apart = not ratio.lower - NOTABLE <= masked / unmasked <= ratio.upper + NOTABLE
+    own, other = _medians(comparison, results)
+    apart = not ratio.lower - NOTABLE <= own / other <= ratio.upper + NOTABLE
     if comparison.pairs < FEWEST or apart:
         return "too noisy"
-    if ratio.median < 1 - NOTABLE and ratio.upper < 1 and masked < unmasked:
+    if ratio.median < 1 - NOTABLE and ratio.upper < 1 and own < other:
         return "faster"
-    if ratio.median > 1 + NOTABLE and ratio.lower > 1 and masked > unmasked:
+    if ratio.median > 1 + NOTABLE and ratio.lower > 1 and own > other:
         return "slower"
     within = ratio.lower >= 1 - NOTABLE and ratio.upper <= 1 + NOTABLE
     return "the same" if within else "too noisy"

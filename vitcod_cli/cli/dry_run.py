@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +14,8 @@ from vitcod_cli.settings import Settings, options_of
 
 READ = frozenset(
     {
-        *("init_from", "checkpoint", "distill_from", "against", "weights", "source", "sources", "files", "runs"),
-        *("mask", "attn_map", "data_path", "class_map", "hardware", "image"),
+        *("init_from", "checkpoint", "distill_from", "teacher", "against", "weights", "source", "sources"),
+        *("files", "runs", "mask", "attn_map", "data_path", "class_map", "hardware", "image"),
     }
 )
 WRITTEN = frozenset({"output", "output_dir", "npz", "plot", "results_file"})
@@ -42,7 +42,7 @@ def dry_run(command: str, settings: Settings) -> list[str]:
     values = settings.flat()
     lines = [f"# vitcod {command} --dry-run: nothing has been read or written."]
     for name, path in _paths(settings, READ, values):
-        if not _is_elsewhere(path) and not os.path.exists(path):
+        if not os.path.exists(path) and not _is_elsewhere(name, path, values):
             flag = options_of(type(settings))[name].info.flag
             raise VitcodError(f"{flag} {path} does not exist; check the path.")
         lines.append(f"# reads  {visible(path)}{_size(path)}")
@@ -61,9 +61,18 @@ def _paths(settings: Settings, names: frozenset[str], values: dict[str, Any]) ->
                 yield name, path
 
 
-def _is_elsewhere(path: str) -> bool:
-    """Whether it is no file of this machine: an address, or weights of timm."""
-    return "://" in path or path == "timm" or path.startswith("hf-hub:")
+def _is_elsewhere(name: str, path: str, values: Mapping[str, Any]) -> bool:
+    """Whether it is no file of this machine, or not yet: an address, a name of timm's, a download."""
+    from vitcod_cli.artifacts.download import is_url
+    from vitcod_cli.artifacts.hub import is_hub
+
+    if path == "timm" or is_url(path) or is_hub(path):
+        return True
+    if name in ("teacher", "distill_from"):
+        from vitcod_cli.model.build import is_known_model
+
+        return is_known_model(path)
+    return name == "data_path" and bool(values.get("download"))
 
 
 def _size(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +10,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.cells import cell_len, set_cell_size
 from torch import Tensor, nn
 
-from vitcod_cli import distributed
-from vitcod_cli.evaluation.accuracy import nothing_to_evaluate
-from vitcod_cli.evaluation.names import distinct
+from vitcod_cli.evaluation.passes import gathered, outputs_of
+from vitcod_cli.evaluation.table import model_table
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
-_NAME = 40
-"""Columns for the names of models, at most."""
-
 _NOTE = (
-    "cosine: of the pooled features with those of the first model, the mean, and the least of the worst twentieth "
-    "of the images; error: their distance as a share of the first model's length."
+    "cosine: of the pooled features with those of the first model, the mean, and what the worst twentieth of the "
+    "images doesn't reach; error: their distance as a share of the first model's length, the mean."
 )
 
 
@@ -75,18 +69,15 @@ class FeaturesReport:
 
     def lines(self) -> list[str]:
         """A table of at most 80 columns."""
-        names = ["model", *distinct([model.name for model in self.models], _NAME)]
-        width = max(map(cell_len, names))
-        rows = [f"{set_cell_size(names[0], width)} sparse  cosine   worst   error"]
-        for name, model in zip(names[1:], self.models, strict=True):
-            found = model.to_dict()
-            sparsity = f"{found.get('sparsity') or 0.0:.1%}"
-            rows.append(
-                f"{set_cell_size(name, width)} {sparsity:>6} {found['cosine']:7.4f} {found['cosine_p5']:7.4f} "
-                f"{found['relative_error']:7.1%}"
-            )
-        note = f"On {self.models[0].to_dict()['images']} images, without labels. {_NOTE}"
-        return [rows[0], "-" * len(rows[0]), *rows[1:], "", *textwrap.wrap(note, 80)]
+        found = [model.to_dict() for model in self.models]
+        columns = [
+            ["sparse", *(f"{one.get('sparsity') or 0.0:.1%}" for one in found)],
+            ["cosine", *(f"{one['cosine']:.4f}" for one in found)],
+            ["worst", *(f"{one['cosine_p5']:.4f}" for one in found)],
+            ["error", *(f"{one['relative_error']:.1%}" for one in found)],
+        ]
+        note = f"On {found[0]['images']} images, whose labels aren't looked at. {_NOTE}"
+        return model_table([model.name for model in self.models], columns, note)
 
 
 @torch.no_grad()
@@ -109,23 +100,14 @@ def compare_features(
     Raises:
         VitcodError: if no process has an image that can be read.
     """
-    found: list[list[Tensor]] = [[] for _ in models]
-    with reporter.progress(description, total=getattr(loader, "num_images", None), unit="images") as progress:
-        for batch, _ in loader:
-            images = runtime.to_device(batch)
-            with runtime.autocast():
-                features = [model(images) for model in models]
-            reference = features[0].double()
-            length = reference.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-            for parts, own in zip(found, features, strict=True):
-                cosine = F.cosine_similarity(own.double(), reference, dim=1)
-                parts.append(torch.stack([cosine, (own.double() - reference).norm(dim=1) / length]).cpu())
-            progress.advance(len(batch))
-    gathered = distributed.gather_objects([[part.numpy() for part in parts] for parts in found])
-    if not any(process[0] for process in gathered):
-        raise nothing_to_evaluate()
-    joined = [
-        np.concatenate([part for process in gathered for part in process[index]], axis=1)
-        for index in range(len(models))
-    ]
-    return [Nearness(cosine, error) for cosine, error in joined]
+    found: list[list[NDArray[np.float64]]] = [[] for _ in models]
+    for features, _ in outputs_of(models, loader, runtime, reporter, description):
+        for parts, own in zip(found, features, strict=True):
+            parts.append(_nearness(own.double(), features[0].double()).cpu().numpy())
+    return [Nearness(*np.concatenate(parts, axis=1)) for parts in gathered(found)]
+
+
+def _nearness(features: Tensor, reference: Tensor) -> Tensor:
+    """Cosine and relative error of each image, [2, B], of features [B, C]."""
+    length = reference.norm(dim=1).clamp(min=torch.finfo(reference.dtype).tiny)
+    return torch.stack([F.cosine_similarity(features, reference), (features - reference).norm(dim=1) / length])

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitcod_cli import distributed
-from vitcod_cli.evaluation.accuracy import Evaluation, choices, nothing_to_evaluate
+from vitcod_cli.evaluation.accuracy import Evaluation, choices
+from vitcod_cli.evaluation.passes import gathered, outputs_of
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -131,20 +131,12 @@ def compare(
         VitcodError: if no process has an image that can be read.
     """
     found: list[list[Outcomes]] = [[] for _ in models]
-    with reporter.progress(description, total=getattr(loader, "num_images", None), unit="images") as progress:
-        for batch, targets in loader:
-            images = runtime.to_device(batch)
-            with runtime.autocast():
-                logits = [model(images).float() for model in models]
-            reference = _Reference(logits[0])
-            labels = targets.to(runtime.device) if labelled else reference.choice
-            for parts, own in zip(found, logits, strict=True):
-                parts.append(reference.outcomes(own, labels))
-            progress.advance(len(targets))
-    gathered = distributed.gather_objects(found)
-    if not any(process[0] for process in gathered):
-        raise nothing_to_evaluate()
-    return [_joined([part for process in gathered for part in process[index]]) for index in range(len(models))]
+    for logits, targets in outputs_of(models, loader, runtime, reporter, description):
+        reference = _Reference(logits[0])
+        labels = targets.to(runtime.device) if labelled else reference.choice
+        for parts, own in zip(found, logits, strict=True):
+            parts.append(reference.outcomes(own, labels))
+    return [_joined(parts) for parts in gathered(found)]
 
 
 class _Reference:

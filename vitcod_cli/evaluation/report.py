@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
-
 from vitcod_cli.evaluation.accuracy import Evaluation
-from vitcod_cli.evaluation.names import distinct
 from vitcod_cli.evaluation.paired import PairedDifference, accuracy_interval
-
-_WIDTH = 80
+from vitcod_cli.evaluation.table import model_table
 
 
 @dataclass(frozen=True)
@@ -76,18 +71,7 @@ class EvaluationReport:
         if self.alone:
             return [self.models[0].evaluation.line()]
         columns = self._labelled_columns() if self.labelled else self._unlabelled_columns()
-        widths = [max(map(len, column)) for column in columns]
-        room = _WIDTH - sum(width + 1 for width in widths)
-        names = ["model", *distinct([model.name for model in self.models], room)]
-        width = max(map(cell_len, names))
-        lines = [
-            " ".join(
-                [set_cell_size(name, width), *(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))]
-            ).rstrip()
-            for name, *texts in zip(names, *columns, strict=True)
-        ]
-        rule = "-" * (width + sum(width + 1 for width in widths))
-        return [lines[0], rule, *lines[1:], "", *textwrap.wrap(self._footnote(), _WIDTH)]
+        return model_table([model.name for model in self.models], columns, self._footnote())
 
     def _labelled_columns(self) -> list[list[str]]:
         """Texts of each column, its head first."""

@@ -87,8 +87,9 @@ def _target(options: ConvertOptions, endings: tuple[str, ...]) -> Path:
     source, output, suffix = options.source, options.output, endings[0]
     name = Path(source.rpartition("/")[2]) if is_url(source) else Path(source)
     if output is not None and not _is_folder(output):
-        _check_ending(output, endings)
-        return free_path(output, options.overwrite, inputs=_inputs(options))
+        path = free_path(output, options.overwrite, inputs=_inputs(options))
+        _check_ending(path, endings)
+        return path
     target = name.with_suffix(suffix) if output is None else Path(output, name.with_suffix(suffix).name)
     if target == name:
         target = name.with_name(f"{name.stem}_vitcod{suffix}")
@@ -99,12 +100,11 @@ def _is_folder(output: str) -> bool:
     return output.endswith("/") or os.path.isdir(output)
 
 
-def _check_ending(output: str, endings: tuple[str, ...]) -> None:
-    """Refuse a name that doesn't say what is written; an empty one is refused as no name at all."""
-    if output and not output.lower().endswith(endings):
-        shown = output if output.isprintable() else ascii(output)
+def _check_ending(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuse a name whose ending says something else than what is written; one without says nothing."""
+    if path.suffix and path.suffix.lower() not in endings:
         raise VitcodError(
-            f"--output {shown}: what is written is a {' or '.join(endings)} file; let the name end so, or in / "
+            f"--output {path}: what is written is a {' or '.join(endings)} file; let the name end so, or in / "
             "for a folder."
         )
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.kernels.base import Heads, Kernel, merge
-from vitcod_cli.model.kernels.planned import AttentionPlan
+from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.kernels.planned import AttentionPlan, PlannedKernel
+from vitcod_cli.model.layers import attentions
 
 _BITS = (128, 64, 32, 16, 8, 4, 2, 1)
 """Of a byte, as ``numpy.packbits`` fills it."""
@@ -30,24 +32,22 @@ def use_onnx_form(
         projections: of its layers, made before it was folded.
         portable: whether it may use standard operators only.
     """
-    for layer, projection in zip(_layers(model), projections, strict=True):
+    for layer, projection in zip(attentions(model), projections, strict=True):
         if projection is not None:
             projection.bias = layer.qkv.bias
             layer.add_module("qkv", projection)
-        additive, plan = getattr(layer.kernel, "additive", None), getattr(layer.kernel, "plan", None)
-        if plan is not None:
-            layer.kernel = PlannedOnnxKernel(plan)
+        kernel = layer.kernel
+        if isinstance(kernel, PlannedKernel):
+            layer.kernel = PlannedOnnxKernel(kernel.plan)
         else:
-            layer.kernel = OnnxKernel(None if additive is None else additive[0] == 0, portable=portable)
+            assert isinstance(kernel, FusedKernel)  # there is no other for inference
+            keep = None if kernel.additive is None else kernel.additive[0] == 0
+            layer.kernel = OnnxKernel(keep, portable=portable)
 
 
 def low_rank_projections(model: VisionTransformer) -> list[LowRankProjection | None]:
     """For every layer its Q, K and V projection in parts; None where that isn't smaller, or can't be folded."""
-    return [LowRankProjection.of(layer) for layer in _layers(model)]
-
-
-def _layers(model: VisionTransformer) -> list[SparseLowRankAttention]:
-    return [module for module in model.modules() if isinstance(module, SparseLowRankAttention)]
+    return [LowRankProjection.of(layer) for layer in attentions(model)]
 
 
 class LowRankProjection(nn.Module):
@@ -60,7 +60,6 @@ class LowRankProjection(nn.Module):
 
     def __init__(self, weights: Sequence[Tensor], decoders: Sequence[Tensor | None]) -> None:
         super().__init__()
-        self._decoded = [decoder is not None for decoder in decoders]
         for index, (weight, decoder) in enumerate(zip(weights, decoders, strict=True)):
             self.register_buffer(f"weight_{index}", weight)
             self.register_buffer(f"decoder_{index}", decoder)
@@ -91,10 +90,10 @@ class LowRankProjection(nn.Module):
     def weight(self) -> Tensor:
         """[3*H*d, C], in one product for Q and one for K."""
         parts = []
-        for index, decoded in enumerate(self._decoded):
+        for index in range(3):
             part: Tensor = getattr(self, f"weight_{index}")
-            if decoded:
-                decoder: Tensor = getattr(self, f"decoder_{index}")
+            decoder: Tensor | None = getattr(self, f"decoder_{index}")
+            if decoder is not None:
                 part = (decoder @ part.reshape(decoder.shape[1], -1)).reshape(-1, part.shape[1])
             parts.append(part)
         return torch.cat(parts)

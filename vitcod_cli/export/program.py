@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from vitcod_cli.artifacts.describe import METADATA_KEY
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.export.onnx_form import low_rank_projections, use_onnx_form
+from vitcod_cli.export.onnx_form import LowRankProjection, use_onnx_form
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel
 from vitcod_cli.model.layers import attentions, prepare_inference
@@ -42,12 +42,10 @@ class InferenceProgram(nn.Module):
         least_batch: smallest fixed batch at which a block would; None if no block ever would.
         products: share of the logits of attention that is computed.
         dense_bytes: what the weights take without auto-encoders and mask.
-        low_rank: the layers' projections as an ONNX file holds them.
     """
 
     def __init__(self, model: VisionTransformer, preprocess: Preprocess | None, batch_size: int | None) -> None:
         super().__init__()
-        self.low_rank = low_rank_projections(model)
         self.dense_bytes = _dense_bytes(model)
         prepare_inference(model.eval())
         layers = attentions(model)
@@ -113,12 +111,19 @@ def export_program(program: InferenceProgram, images: Tensor, dynamic: bool, inf
 
 
 def export_onnx(
-    program: InferenceProgram, images: Tensor, dynamic: bool, info: Mapping[str, Any], *, portable: bool = False
+    program: InferenceProgram,
+    images: Tensor,
+    dynamic: bool,
+    info: Mapping[str, Any],
+    *,
+    projections: Sequence[LowRankProjection | None],
+    portable: bool = False,
 ) -> Exported:
     """``program`` as an ONNX file, with inputs ``images`` and outputs ``logits``; checked by onnxruntime if it is
     installed. ``program`` is not fit for anything else afterwards. Arguments as for :func:`export_program`, and
 
     Args:
+        projections: of its layers, made of the model before the program was (:func:`low_rank_projections`).
         portable: whether it may use standard operators only, no fused one of onnxruntime.
 
     Raises:
@@ -127,7 +132,7 @@ def export_onnx(
     """
     batches = _batches(images, dynamic)
     expected = _logits(program, batches)
-    use_onnx_form(program.model, program.low_rank, portable=portable)
+    use_onnx_form(program.model, projections, portable=portable)
     size = sum(tensor.nbytes for tensor in (*program.parameters(), *program.buffers()))
     if size > ONNX_BYTES:
         raise VitcodError(

@@ -12,6 +12,7 @@ from vitcod_cli.artifacts.checkpoint import write_checkpoint
 from vitcod_cli.artifacts.files import atomic_path, free_path
 from vitcod_cli.artifacts.npz_file import write_npz
 from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.export.onnx_form import low_rank_projections
 from vitcod_cli.export.program import (
     Exported,
     InferenceProgram,
@@ -83,6 +84,8 @@ def _write_program(
         **origin,
     }
     normalises = options.input == "uint8"
+    is_onnx = options.form == "onnx"
+    projections = low_rank_projections(model) if is_onnx else []  # the program folds them
     program = InferenceProgram(model, preprocess if normalises else None, options.batch_size)
     info["planned_blocks"] = program.planned
     images = example(preprocess.input_size, torch.uint8 if normalises else torch.float32, options.batch_size)
@@ -90,8 +93,8 @@ def _write_program(
         "Tracing the model; with much to leave out, it takes a minute." if program.planned else "Tracing."
     )
     dynamic = options.batch_size is None
-    if options.form == "onnx":
-        exported = export_onnx(program, images, dynamic, info, portable=options.portable)
+    if is_onnx:
+        exported = export_onnx(program, images, dynamic, info, projections=projections, portable=options.portable)
     else:
         exported = export_program(program, images, dynamic, info)
     with atomic_path(path) as temporary:

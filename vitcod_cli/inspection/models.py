@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from vitcod_cli.model.build import build_model, default_img_size
 from vitcod_cli.model.layers import attention_shape
 from vitcod_cli.reporting import Reporter
 
+_WIDTH = 80
 _MODULES = ("deit", "vision_transformer", "vision_transformer_hybrid")
 """Of timm, in which there are Vision Transformers of plain attention."""
 
@@ -118,6 +120,7 @@ def lines(found: Found) -> list[str]:
             )
         text.append(f"{len(found.architectures)} models. Weights: sets of them that timm can download.")
     if found.others:
-        text.append(f"{len(found.others)} that can't be treated, or not here:")
-        text += [f"  {name}: {reason}" for name, reason in found.others.items()]
+        for reason in dict.fromkeys(found.others.values()):
+            names = [name for name, own in found.others.items() if own == reason]
+            text += textwrap.wrap(f"{len(names)} others {reason}: {', '.join(names)}.", _WIDTH)
     return text

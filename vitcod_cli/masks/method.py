@@ -26,18 +26,11 @@ class MaskMethod(Settings, panel="Mask"):
 
     Attributes:
         name: what masks are named after.
-        own_option: what the method prunes by where no sparsity is asked for; they exclude each other.
-        finds: what a sparsity determines, in words.
         protects_prefix: whether the rows and columns of prefix tokens are kept unless the user says otherwise.
     """
 
     name: ClassVar[str]
-    own_option: ClassVar[str | None] = None
-    finds: ClassVar[str] = ""
     protects_prefix: ClassVar[bool] = True
-
-    def check(self) -> None:
-        """Raise a VitcodError where the options contradict each other."""
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """The mask, bool [L, H, N, N], and the parameters that it was made with.
@@ -54,7 +47,15 @@ class MaskMethod(Settings, panel="Mask"):
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(MaskMethod):
-    """A method that can be told how sparse its masks shall be."""
+    """A method that can be told how sparse its masks shall be.
+
+    Attributes:
+        own_option: what it prunes by where no sparsity is asked for; they exclude each other.
+        finds: what a sparsity determines, in words.
+    """
+
+    own_option: ClassVar[str]
+    finds: ClassVar[str]
 
     sparsity: float | None = setting(
         None,
@@ -66,8 +67,8 @@ class Exact(MaskMethod):
 
     def check(self) -> None:
         """Raise a VitcodError where the options contradict each other."""
-        own = self.own_option
-        if own is not None and self.sparsity is not None and getattr(self, own) is not None:
+        if self.sparsity is not None and getattr(self, self.own_option) is not None:
+            flag = flag_of(self.own_option)
             raise VitcodError(
-                f"--sparsity and {flag_of(own)} exclude each other: --sparsity finds the {self.finds}; give one."
+                f"--sparsity and {flag} exclude each other: --sparsity finds the {self.finds}; give one."
             )

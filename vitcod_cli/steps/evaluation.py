@@ -92,23 +92,30 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
         reporter.info(_crop(first))
         networks = [_network(subject, first, runtime) for subject in subjects]
         begun = time.monotonic()
+
+        def about(count: int) -> dict[str, Any]:
+            seconds = time.monotonic() - begun
+            shared = _about(options, subjects, images, runtime)
+            shared["data"]["images"] = count
+            return {**shared, "images_per_second": round(count / seconds, 1)}
+
+        report: EvaluationReport | FeaturesReport
         if not first.classes:
             nearness = compare_features(networks, loader, runtime, reporter)
-            return FeaturesReport(
-                [FeatureModel(one.name, one.about, own) for one, own in zip(subjects, nearness, strict=True)],
-                _about(options, subjects, images, runtime),
-            )
-        if options.is_of_one_model:
-            models = [first.report(measuring.evaluate(networks[0], loader, runtime, reporter))]
+            features = [
+                FeatureModel(one.name, one.about, own) for one, own in zip(subjects, nearness, strict=True)
+            ]
+            report = FeaturesReport(features, about(len(nearness[0].cosine)))
         else:
-            models = _compared(subjects, networks, loader, images, runtime=runtime, reporter=reporter)
-        seconds = time.monotonic() - begun
-        about = _about(options, subjects, images, runtime)
-        about["data"]["images"] = models[0].evaluation.images
-        about["images_per_second"] = round(models[0].evaluation.images / seconds, 1)
-        report = EvaluationReport(models, options.is_of_one_model, images.labelled, about)
-        if options.results_file is not None:
-            on_main(lambda: add_results(str(options.results_file), report))
+            if options.is_of_one_model:
+                models = [first.report(measuring.evaluate(networks[0], loader, runtime, reporter))]
+            else:
+                models = _compared(subjects, networks, loader, images, runtime=runtime, reporter=reporter)
+            shared = about(models[0].evaluation.images)
+            accuracies = EvaluationReport(models, options.is_of_one_model, images.labelled, shared)
+            if options.results_file is not None:
+                on_main(lambda: add_results(str(options.results_file), accuracies))
+            report = accuracies
     reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     return report
 
@@ -132,6 +139,14 @@ class _Subject:
     classes: int
     about: dict[str, Any]
     config: ModelConfig | None
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that it gives for an image."""
+        network = self.network
+        if isinstance(network, Program):
+            return network.outputs
+        return network.num_classes or int(network.head_hidden_size)
 
     def report(self, evaluation: Evaluation, **against: Any) -> ModelReport:
         return ModelReport(self.name, self.about, evaluation, **against)
@@ -238,15 +253,15 @@ def _check_alike(subjects: Sequence[_Subject]) -> None:
                 f"{theirs.crop_pct:g}: they can't be compared on the same images; evaluate them in calls of "
                 "their own."
             )
-        widths = [getattr(one.network, "num_features", None) for one in (first, other)]
-        if not first.classes and not other.classes and None not in widths and widths[0] != widths[1]:
-            raise VitcodError(
-                f"{first.name} gives {widths[0]} features and {other.name} {widths[1]}; they can't be compared."
-            )
         if first.classes != other.classes:
             raise VitcodError(
                 f"{first.name} has {first.classes} classes and {other.name} {other.classes}; only models of the "
                 "same classes can be compared."
+            )
+        if first.outputs != other.outputs:
+            raise VitcodError(
+                f"{first.name} gives {first.outputs} features and {other.name} {other.outputs}; they can't be "
+                "compared."
             )
 
 
