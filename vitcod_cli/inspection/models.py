@@ -122,5 +122,5 @@ def lines(found: Found) -> list[str]:
     if found.others:
         for reason in dict.fromkeys(found.others.values()):
             names = [name for name, own in found.others.items() if own == reason]
-            text += textwrap.wrap(f"{len(names)} others {reason}: {', '.join(names)}.", _WIDTH)
+            text += textwrap.wrap(f"{', '.join(names)} {reason}.", _WIDTH)
     return text
