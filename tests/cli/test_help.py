@@ -12,12 +12,15 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+import timm
 from command_line import ROOT, Cli
 
 from vitcod_cli import __version__
 from vitcod_cli.cli.app import COMMANDS, _load
+from vitcod_cli.cli.completion import model_names
 from vitcod_cli.cli.first_screen import FIRST
 from vitcod_cli.cli.options import options_type
+from vitcod_cli.inspection.models_settings import VIT_MODULES
 from vitcod_cli.settings import Settings, options_of
 
 HEAVY = ("torch", "timm", "matplotlib", "torchvision", "pydantic", "rich")
@@ -148,3 +151,9 @@ def test_shell_completion(run_cli: Callable[..., subprocess.CompletedProcess[str
     assert script.returncode == 0
     completed = run_cli(_VITCOD_COMPLETE="complete_bash", COMP_WORDS="vitcod fine", COMP_CWORD="1")
     assert completed.stdout.split() == ["finetune-dense", "finetune-lowrank", "finetune-sparse"]
+
+
+def test_completion_of_model_names(run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    completed = run_cli(_VITCOD_COMPLETE="complete_bash", COMP_WORDS="vitcod eval --model deit_t", COMP_CWORD="3")
+    assert completed.stdout.split() == ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]
+    assert set(model_names("")) == {name for module in VIT_MODULES for name in timm.list_models(module=module)}

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from vitcod_cli.cli.coerce import bare
+from vitcod_cli.cli.completion import model_names
 from vitcod_cli.cli.config import ConfigOption, SharedConfigOption
 from vitcod_cli.cli.console import print_result
 from vitcod_cli.cli.dry_run import DryRunOption
@@ -28,6 +29,9 @@ from vitcod_cli.place import check_environment
 from vitcod_cli.settings import Option, Setting, Settings, options_of
 
 Command = Callable[[Any], None]
+
+_COMPLETED = {"model": model_names, "patterns": model_names}
+"""What the shell offers for an option's value, by the option's name."""
 
 ARGUMENTS = "vitcod_cli.arguments"
 """Key of the context's ``meta`` that holds the arguments behind the command's name, for ``launch``."""
@@ -114,7 +118,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     """What Typer makes an option, or an argument, of. Ranges are left to the settings class: exit code 1."""
     info, hint = option.info, option.type
     if info.positional:
-        argument = typer.Argument(help=info.help, metavar=info.metavar)
+        complete = _COMPLETED.get(option.name)
+        argument = typer.Argument(help=info.help, metavar=info.metavar, autocompletion=complete)
         default = inspect.Parameter.empty if option.default is MISSING else option.default
         return _keyword(option.name, default, Annotated[hint, argument])
     flag = info.flag
@@ -136,6 +141,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         show_default=show_default,
         rich_help_panel=info.panel,
         hidden=info.hidden,
+        autocompletion=_COMPLETED.get(option.name),
     )
     return _keyword(option.name, None if default is MISSING else default, Annotated[hint, declaration])
 

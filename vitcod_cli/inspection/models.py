@@ -13,14 +13,12 @@ import torch
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.inspection.models_settings import ModelsOptions
+from vitcod_cli.inspection.models_settings import VIT_MODULES, ModelsOptions
 from vitcod_cli.model.build import build_model, default_img_size
 from vitcod_cli.model.layers import attention_shape
 from vitcod_cli.reporting import Reporter
 
 _WIDTH = 80
-_MODULES = ("deit", "vision_transformer", "vision_transformer_hybrid")
-"""Of timm, in which there are Vision Transformers of plain attention."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _reason(name: str, text: str) -> str:
 
 def _names(patterns: Sequence[str]) -> list[str]:
     if not patterns:
-        return [name for module in _MODULES for name in timm.list_models(module=module)]
+        return [name for module in VIT_MODULES for name in timm.list_models(module=module)]
     wide = [pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*" for pattern in patterns]
     names = [name for name in timm.list_models() if any(fnmatch(name, pattern) for pattern in wide)]
     if not names:
