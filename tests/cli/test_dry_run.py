@@ -76,3 +76,10 @@ def test_every_path_is_known(command: str) -> None:
     options = options_type(getattr(import_module(f"vitcod_cli.commands.{module}"), function))
     paths = {name for name, option in options_of(options).items() if str(option.info.metavar).startswith(PATHS)}
     assert paths <= READ | WRITTEN
+
+
+def test_a_file_that_gets_its_name_later(cli: Cli, make_map: MakeMap) -> None:
+    np.save("map.npy", make_map())
+    words = ("gen-mask", "--attn-map", "map.npy", "--dry-run")
+    assert "# writes a file: named after method and sparsity reached" in cli(*words).out
+    assert "# writes a file:" not in cli(*words, "--output", "m.safetensors").out

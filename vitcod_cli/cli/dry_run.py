@@ -49,6 +49,9 @@ def dry_run(command: str, settings: Settings) -> list[str]:
     written = WRITTEN - {"output_dir"} if values.get("output") is not None else WRITTEN
     for _, path in _paths(settings, written, values):
         lines.append(f"# writes {visible(path)}{_state(path)}")
+    own_name = options_of(type(settings))["output"].info.show_default if "output" in values else False
+    if values.get("output") is None and isinstance(own_name, str):
+        lines.append(f"# writes a file: {own_name}")
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     return [*lines, *yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines()]
 

@@ -21,10 +21,10 @@ class ConvertOptions(Settings, panel="Output"):
     to: Form = setting("vitcod", "Our safetensors, or the published .pth and .npy.")
     output: str | None = setting(
         None,
-        "File to write (.npz: arrays for numpy alone), or folder; left out, beside the source. The name ends as "
-        "what is written does; one that ends in / is a folder's.",
+        "File to write (.npz: arrays for numpy alone), or folder. The name ends as what is written does; one that "
+        "ends in / is a folder's.",
         metavar="FILE",
-        show_default=False,
+        show_default="beside the source",
     )
     overwrite: bool = setting(False, "Replace the file when it is there already.")
     mask: str | None = mask_setting(

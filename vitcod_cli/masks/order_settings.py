@@ -41,7 +41,7 @@ class PolarizeOptions(Settings, panel="Output"):
         "vitcod", "published: the pair of .npy files that the published simulator reads, in --output-dir."
     )
     output: str | None = setting(
-        None, "File to write; left out, the mask's name with _polarized.", metavar="FILE", show_default=False
+        None, "File to write.", metavar="FILE", show_default="the mask's name with _polarized"
     )
     output_dir: str = setting(".", "Folder of files named so.", metavar="FOLDER")
     npz: str | None = setting(

@@ -103,10 +103,10 @@ class MaskOptions(Settings):
     )
     output: str | None = setting(
         None,
-        "File to write; left out, named after the method and the sparsity reached, such as info_0.90.safetensors.",
+        "File to write.",
         panel="Output",
         metavar="FILE",
-        show_default=False,
+        show_default="named after method and sparsity reached, as info_0.90.safetensors",
     )
     output_dir: str = setting(".", "Folder of a file named so.", panel="Output", metavar="FOLDER")
     overwrite: bool = setting(False, "Replace the file when it is there already.", panel="Output")
