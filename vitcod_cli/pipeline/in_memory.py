@@ -24,6 +24,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.initialise import add_auto_encoders
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.settings import MaskSettings
@@ -46,6 +47,7 @@ def compress(
     sparsity: float | None = 0.9,
     svd_type: SvdType = "mix_head_fc_qk",
     allocate: bool = True,
+    min_density: float | None = None,
     num_images: int = 512,
     lowrank_calibration: LowRankCalibrationSettings | None = None,
     calibration: CalibrationSettings | None = None,
@@ -65,6 +67,7 @@ def compress(
         sparsity: share of attention entries to prune; None leaves the model without a mask.
         svd_type: which of Q and K pass through a head auto-encoder; ``none`` leaves them as they are.
         allocate: spend the sparsity where it does the least damage; else by the paper's info cut.
+        min_density: share of its entries that every head keeps at least when the sparsity is allocated.
         lowrank_calibration, calibration: of the two calibrations; ``calibrate_steps=0`` leaves one out.
         runtime: device, precision, seed.
         model_kwargs: what ``timm.create_model`` was given for ``model`` beside its name, ``num_classes`` and
@@ -82,7 +85,8 @@ def compress(
     heads = LowRankSettings(svd_type=svd_type) if svd_type != "none" else None
     mask = None
     if sparsity is not None:
-        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=Allocated(allocate=allocate))
+        allocated = Allocated(allocate=allocate, floor=FloorSettings(min_density=min_density))
+        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated)
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
