@@ -48,6 +48,11 @@ FIRST = {
         "vitcod dump-attn --checkpoint runs/lowrank/best.safetensors \\\n"
         "    --data-path imagenet --importance-images 256 --output attn.safetensors",
     ),
+    "sensitivity": First(
+        ("data_path", "sparsities", "per", "method", "attn_map", "images", "output", "plot", *_MODEL, *_RUN),
+        "vitcod sensitivity --checkpoint deit_tiny.pth --data-path imagenet \\\n"
+        "    --output sensitivity.csv --plot sensitivity.png",
+    ),
     "gen-mask": First(
         ("sparsity", "allocate", "min_density", "info_cut", "method", "polarize", *_FILE),
         "vitcod gen-mask --attn-map attn.safetensors --sparsity 0.9 --allocate",

@@ -22,7 +22,7 @@ class FloorSettings(Settings, panel="Mask"):
         None,
         "Of --allocate: share of its entries that every head keeps at least, its own most important ones. The "
         "--sparsity of the whole mask stays.",
-        minimum=0,
+        above=0,
         maximum=1,
         metavar="SHARE",
         show_default="no floor",

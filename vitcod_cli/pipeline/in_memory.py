@@ -10,10 +10,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.artifacts.model_config import SvdType
-from vitcod_cli.attention.collect import collect_attention
-from vitcod_cli.attention.importance import collect_importance
+from vitcod_cli.attention.measure import measure_map
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
@@ -198,11 +196,6 @@ def _mask(
     """A mask bool [L, H, N, N] by the attention of ``model`` on ``images``."""
     folded = dense_copy(model)
     fold_auto_encoders(folded)
-    batches = [(batch, torch.zeros(len(batch))) for batch in images.batches(32)]
-    attention, count = collect_attention(folded, batches, runtime, reporter)
-    importance = None
-    if settings.allocated.allocate:
-        importance = collect_importance(folded, images, runtime, reporter)
-    info = {"num_prefix_tokens": model.num_prefix_tokens}
-    mask = generate_mask(AttentionMap(attention, count, info, importance), settings, reporter)
+    attention_map = measure_map(folded, images, runtime, reporter, importance=settings.allocated.allocate)
+    mask = generate_mask(attention_map, settings, reporter)
     return torch.from_numpy(mask.keep)
