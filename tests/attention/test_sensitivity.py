@@ -137,6 +137,22 @@ def test_of_features_it_is_their_relative_change() -> None:
     assert "distance of the features" in " ".join(report.lines())
 
 
+def test_features_by_the_command(cli: Cli, image_folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "features.safetensors", random_model(config_of("class token", num_classes=0)), {})
+    words = (*WORDS, "features.safetensors", "--data-path", image_folder, "--sparsities", 0.6, "--plot", "f.png")
+    outcome = cli(*words, "--output", "f.csv")
+    assert outcome.code == 0, outcome.err
+    assert Path("f.csv").read_text().startswith("block,target,sparsity,relative_error,standard_error,images\n")
+    assert Path("f.png").exists()
+
+
+def test_values_that_are_not_finite_are_told_of() -> None:
+    model = random_model(config_of("class token"))
+    model.head.bias.data[0] = torch.nan
+    with pytest.raises(VitcodError, match="pruned block 0 is not finite"):
+        measured(model, [0.5])
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = random_model(config_of("class token")).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.data.calibration import CalibrationImages
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.features import nearness_of
 from vitcod_cli.evaluation.outcomes import Reference
 from vitcod_cli.evaluation.passes import gathered
@@ -75,7 +76,7 @@ def measure_sensitivity(
         One for each mask, in their order, over the images of all processes; the same in each.
 
     Raises:
-        VitcodError: if no process has an image.
+        VitcodError: if no process has an image, or the model yields values that are not finite.
     """
     training, last = model.training, len(model.blocks)
     found: list[list[Changes]] = [[] for _ in masks]
@@ -143,6 +144,11 @@ def _compared(answer: Tensor, dense: Tensor, reference: Reference | None) -> Cha
 
 def _summary(mask: PartialMask, changes: Changes, *, choosing: bool) -> Sensitivity:
     change, agrees = changes
+    if not np.isfinite(change).all():
+        raise VitcodError(
+            f"The answer under a pruned block {mask.block} is not finite, so the weights or the images are "
+            "broken, or --precision float16 overflows; try --precision float32, else another checkpoint."
+        )
     spread = float(change.std(ddof=1)) if len(change) > 1 else 0.0
     return Sensitivity(
         block=mask.block,

@@ -20,8 +20,8 @@ class FloorSettings(Settings, panel="Mask"):
 
     min_density: float | None = setting(
         None,
-        "Of --allocate: share of its entries that every head keeps at least, its own most important ones. The "
-        "--sparsity of the whole mask stays.",
+        "Of allocated masks: share of its entries that every head keeps at least, its own most important ones. "
+        "The sparsity of the whole mask stays.",
         above=0,
         maximum=1,
         metavar="SHARE",
