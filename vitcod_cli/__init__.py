@@ -53,9 +53,11 @@ if TYPE_CHECKING:
         DenseOptions,
         EvalOptions,
         LowRankOptions,
+        SensitivityOptions,
         SparseOptions,
     )
     from vitcod_cli.steps.polarize import polarize
+    from vitcod_cli.steps.sensitivity import sensitivity
     from vitcod_cli.steps.sparse import finetune_sparse
     from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
 
@@ -83,7 +85,11 @@ _MODULES = {
     "steps.lowrank": ("finetune_lowrank",),
     "steps.mask": ("make_mask",),
     "steps.polarize": ("polarize",),
-    "steps.options": ("AttentionMapOptions", "DenseOptions", "EvalOptions", "LowRankOptions", "SparseOptions"),
+    "steps.options": (
+        *("AttentionMapOptions", "DenseOptions", "EvalOptions", "LowRankOptions", "SensitivityOptions"),
+        "SparseOptions",
+    ),
+    "steps.sensitivity": ("sensitivity",),
     "steps.sparse": ("finetune_sparse",),
     "training.recipe": ("DenseRecipe", "LowRankRecipe", "SparseRecipe"),
 }
@@ -108,6 +114,7 @@ __all__ = [
     "OutputSettings",
     "PolarizeOptions",
     "RuntimeSettings",
+    "SensitivityOptions",
     "SimulateOptions",
     "SparseOptions",
     "SparseRecipe",
@@ -126,6 +133,7 @@ __all__ = [
     "make_mask",
     "polarize",
     "save",
+    "sensitivity",
     "simulate",
     "sweep",
 ]

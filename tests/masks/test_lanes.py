@@ -15,7 +15,8 @@ from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask
-from vitcod_cli.masks.budget import Importance, necessary_entries
+from vitcod_cli.masks.budget import Importance, necessary_entries, necessary_with_floor
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.lanes import fill_lanes
 from vitcod_cli.masks.polarize import keys_of_queries, queries_of_keys, token_order
 
@@ -55,6 +56,16 @@ def test_what_is_necessary_stays(seed: int) -> None:
     """Also where it costs a step of its key and its query alone."""
     worth = np.random.default_rng(seed).random((1, 2, 12, 12)).astype(np.float32)
     assert (fill_lanes(worth, 0.6, 1, 2) >= necessary_entries(worth, 1)).all()
+
+
+def test_every_head_keeps_its_floor() -> None:
+    worth = importance()
+    worth[1] *= 0.3
+    floor = FloorSettings(min_density=0.2)
+    free, filled = fill_lanes(worth, 0.7, 1, 8), fill_lanes(worth, 0.7, 1, 8, floor)
+    assert free.mean(axis=(-2, -1)).min() < 0.2 <= filled.mean(axis=(-2, -1)).min()
+    assert (filled >= necessary_with_floor(worth, 0.7, 1, floor)).all()
+    assert 1 - filled.mean() >= 0.7 - 1e-9
 
 
 def test_it_takes_fewer_cycles() -> None:

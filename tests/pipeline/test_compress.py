@@ -177,6 +177,8 @@ def test_a_folder_of_images_without_labels(compress: Any, image_folder: Path, tm
         (("--sparsity", 1), "--sparsity must be above 0 and below 1"),
         (("--max-drop", -1), "--max-drop must be between 0 and 100"),
         (("--init-from", "nowhere"), "nowhere"),
+        (("--sparsity", 0.9, "--min-density", 0.2), "--min-density 0.2 keeps more than --sparsity 0.9 leaves"),
+        (("--method", "info", "--min-density", 0.1), "--min-density goes with allocated masks"),
         (("--calibrate-images", 1), "--calibrate-images 1 is too few"),
         (("--sparsity", 0.9, "--overwrite", "--resume"), "exclude each other"),
     ],

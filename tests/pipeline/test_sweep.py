@@ -12,6 +12,8 @@ import pytest
 from command_line import Cli, Outcome
 
 import vitcod_cli.pipeline.stages
+from vitcod_cli.artifacts.mask import read_mask
+from vitcod_cli.masks.statistics import head_sparsity
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
 KWARGS = ("--model-kwargs", "patch_size=8", "embed_dim=24", "depth=2", "num_heads=3")
@@ -86,12 +88,21 @@ def test_what_cannot_be_had_is_left_out(sweep: Any) -> None:
     assert "No point of the sweep could be made" in nothing.err
 
 
+def test_the_floor_is_that_of_allocated_masks(sweep: Any) -> None:
+    assert sweep("--sparsities", 0.5, "--min-density", 0.45).code == 0
+    allocated, info = (read_mask(f"out/{name}_0.50.safetensors") for name in ("allocated", "info"))
+    assert allocated.info["min_density"] == 0.45
+    assert head_sparsity(allocated.keep).max() <= 0.55
+    assert "min_density" not in info.info
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--sparsities", 0.5, 0.5), "--sparsities names the same one twice"),
         (("--sparsities", 1.5), "--sparsities must be above 0 and below 1"),
         (("--methods", "best"), "must be one of info, allocated"),
+        (("--min-density", 0.1), "--min-density 0.1 keeps more than --sparsities 0.95 leaves"),
     ],
 )
 def test_what_is_refused(sweep: Any, words: tuple[object, ...], message: str) -> None:

@@ -28,6 +28,7 @@ from vitcod_cli.model.load import save_model
 from vitcod_cli.plots.canvas import DPI, TokenAxis
 from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, draw_query, save_plots
 from vitcod_cli.plots.grid import Grid, patch_grid
+from vitcod_cli.plots.sensitivity import draw_blocks, draw_heads, save_sensitivity
 from vitcod_cli.plots.view import View, look_at
 from vitcod_cli.reporting import SilentReporter
 
@@ -411,3 +412,49 @@ def test_a_file_that_gives_no_size_of_patches_has_the_grid_of_its_images() -> No
     config = {"model": "deit_tiny_patch16_224", "num_classes": 10, "img_size": [224, 224], "svd_type": "none"}
     for kwargs in ({}, {"patch_size": None}, {"patch_size": 16}):
         assert str(patch_grid(196, {**config, "model_kwargs": kwargs})) == "14 x 14"
+
+
+def sensitivities(heads: int | None) -> list[dict[str, Any]]:
+    """Of three blocks at two sparsities; the last block minds nothing."""
+    return [
+        {
+            "block": block,
+            **({} if head is None else {"head": head}),
+            "target": target,
+            "kl": 0.0 if block == 2 else target * (1 + block) * (1 + (head or 0)),
+            "standard_error": 0.01,
+            "images": 9,
+        }
+        for block in range(3)
+        for head in ([None] if heads is None else range(heads))
+        for target in (0.5, 0.9)
+    ]
+
+
+def test_sensitivity_of_blocks_is_a_curve_for_each_sparsity() -> None:
+    figure = draw_blocks(sensitivities(None), "kl", "KL")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["50 %", "90 %"]
+    for line, target in zip(axes.lines, (0.5, 0.9), strict=True):
+        assert line.get_ydata()[:2] == pytest.approx([target, 2 * target])
+    assert axes.get_yscale() == "log"
+    lowest = axes.get_ylim()[0]
+    assert 0 < lowest < 0.5
+    assert [line.get_ydata()[2] for line in axes.lines] == pytest.approx([lowest, lowest])
+    pixels(figure)
+
+
+def test_sensitivity_of_heads_is_a_map_for_each_sparsity(tmp_path: Path) -> None:
+    rows = [row for row in sensitivities(4) if (row["head"], row["target"]) != (3, 0.9)]
+    figure = draw_heads(rows, "kl", "KL")
+    low, high, _ = figure.axes
+    assert [axes.get_title() for axes in (low, high)] == ["50 % pruned", "90 % pruned"]
+    cells = low.images[0].get_array()
+    assert cells.shape == (3, 4)
+    np.testing.assert_allclose(cells[1], [1.0, 2.0, 3.0, 4.0])
+    assert np.ma.is_masked(high.images[0].get_array()[1, 3])  # what is missing stays white
+    assert low.images[0].norm is high.images[0].norm
+    pixels(figure)
+    for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF-"), ("svg", b"<?xml")):
+        save_sensitivity(str(tmp_path / f"s.{kind}"), rows, "kl", title="$x$ \x1b")
+        assert (tmp_path / f"s.{kind}").read_bytes().startswith(start)

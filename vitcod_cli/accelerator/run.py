@@ -12,13 +12,12 @@ from vitcod_cli.accelerator.hardware import Hardware, read_hardware
 from vitcod_cli.accelerator.published import RATIO, PublishedChip, PublishedCycles, published_cycles
 from vitcod_cli.accelerator.settings import SimulateOptions
 from vitcod_cli.accelerator.workload import Shape
-from vitcod_cli.artifacts.files import checked_path, free_path
+from vitcod_cli.artifacts.files import PICTURES, ROWS, check_suffix, checked_path, free_path
 from vitcod_cli.artifacts.mask import Mask, TokenOrder, read_mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.polarize import PUBLISHED_THRESHOLD, Keep, check_threshold, threshold_of, token_order
 
 FLAG = "MASK"
-PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,14 @@ def check_options(options: SimulateOptions) -> Path:
     if options.output is not None:
         if not options.sweep:
             raise VitcodError("--output is the file of a --sweep; say --json for the figures of one mask.")
-        _check_suffix("--output", options.output, (".csv", ".json"))
+        check_suffix("--output", options.output, ROWS)
         free_path(options.output, options.overwrite, inputs=[source])
     if options.plot is not None:
         if options.sweep:
             raise VitcodError("--plot draws one mask, not a --sweep; leave one of them out.")
-        _check_suffix("--plot", options.plot, PICTURES)
+        check_suffix("--plot", options.plot, PICTURES)
         free_path(options.plot, options.overwrite, "--plot", inputs=[source])
     return source
-
-
-def _check_suffix(flag: str, path: str, known: tuple[str, ...]) -> None:
-    if Path(path).suffix.lower() not in known:
-        raise VitcodError(f"{flag} {path} should end in {', '.join(known[:-1])} or {known[-1]}.")
 
 
 def simulate(options: SimulateOptions) -> Simulation:

@@ -16,6 +16,10 @@ from tempfile import TemporaryDirectory
 from vitcod_cli.artifacts.temporary import SUFFIX, is_abandoned, prefix_for
 from vitcod_cli.errors import DamagedFileError, VitcodError
 
+PICTURES = (".png", ".pdf", ".svg")
+ROWS = (".csv", ".json")
+"""Endings of the files that a picture, and rows of figures, may be written to."""
+
 _LONGEST = 300
 """Characters of another library's message that ours repeat."""
 
@@ -84,6 +88,12 @@ def free_path(
     except OSError as error:
         raise VitcodError(_cannot_write(path, error, flag)) from error
     return Path(path)
+
+
+def check_suffix(flag: str, path: str, known: tuple[str, ...]) -> None:
+    """Raise a VitcodError unless the name of the file ends in one of ``known``."""
+    if Path(path).suffix.lower() not in known:
+        raise VitcodError(f"{flag} {path} should end in {', '.join(known[:-1])} or {known[-1]}.")
 
 
 def free_folder(path: str | os.PathLike[str], flag: str = "--output-dir") -> Path:

@@ -27,6 +27,7 @@ from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.renormalise import Renormalise
+from vitcod_cli.model.passes import tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
@@ -150,7 +151,7 @@ def embed(model: VisionTransformer, batches: Iterable[Tensor], count: int, runti
     tokens, start = torch.empty(0), 0
     for batch in batches:
         with runtime.autocast():
-            part = model.norm_pre(model._pos_embed(model.patch_embed(batch)))
+            part = tokens_of(model, batch)
         if not start:
             tokens = part.new_empty((count, *part.shape[1:]), dtype=torch.float32)
         tokens[start : start + len(part)] = part

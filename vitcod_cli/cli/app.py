@@ -40,6 +40,7 @@ COMMANDS = {
         "finetune_lowrank.finetune_lowrank", "Step 1: Q and K pass through a head auto-encoder."
     ),
     "dump-attn": Entry("dump_attn.dump_attn", "Step 2: the mean attention map of every head."),
+    "sensitivity": Entry("sensitivity.sensitivity", "How much each block, or head, minds being pruned."),
     "gen-mask": Entry("gen_mask.gen_mask", "Step 3: a fixed sparse mask from that map."),
     "polarize": Entry("polarize.polarize", "For accelerators: the mask with its dense keys first."),
     "simulate": Entry("simulate.simulate", "What a mask buys on the paper's accelerator."),

@@ -20,6 +20,7 @@ class First(NamedTuple):
 _MODEL = ("model",)
 _RUN = ("precision", "nproc_per_node")
 _FOLDER = ("resume", "overwrite")
+_FILE = ("output", "output_dir", "overwrite")
 _TRAINING = ("epochs", "batch_size", "lr")
 
 FIRST = {
@@ -47,8 +48,13 @@ FIRST = {
         "vitcod dump-attn --checkpoint runs/lowrank/best.safetensors \\\n"
         "    --data-path imagenet --importance-images 256 --output attn.safetensors",
     ),
+    "sensitivity": First(
+        ("data_path", "sparsities", "per", "method", "attn_map", "images", "output", "plot", *_MODEL, *_RUN),
+        "vitcod sensitivity --checkpoint deit_tiny.pth --data-path imagenet \\\n"
+        "    --output sensitivity.csv --plot sensitivity.png",
+    ),
     "gen-mask": First(
-        ("sparsity", "allocate", "info_cut", "method", "polarize", "output", "output_dir", "overwrite"),
+        ("sparsity", "allocate", "min_density", "info_cut", "method", "polarize", *_FILE),
         "vitcod gen-mask --attn-map attn.safetensors --sparsity 0.9 --allocate",
     ),
     "polarize": First(

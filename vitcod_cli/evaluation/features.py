@@ -103,11 +103,13 @@ def compare_features(
     found: list[list[NDArray[np.float64]]] = [[] for _ in models]
     for features, _ in outputs_of(models, loader, runtime, reporter, description):
         for parts, own in zip(found, features, strict=True):
-            parts.append(_nearness(own.double(), features[0].double()).cpu().numpy())
+            parts.append(nearness_of(own, features[0]))
     return [Nearness(*np.concatenate(parts, axis=1)) for parts in gathered(found)]
 
 
-def _nearness(features: Tensor, reference: Tensor) -> Tensor:
+def nearness_of(features: Tensor, reference: Tensor) -> NDArray[np.float64]:
     """Cosine and relative error of each image, [2, B], of features [B, C]."""
+    features, reference = features.double(), reference.double()
     length = reference.norm(dim=1).clamp(min=torch.finfo(reference.dtype).tiny)
-    return torch.stack([F.cosine_similarity(features, reference), (features - reference).norm(dim=1) / length])
+    error = (features - reference).norm(dim=1) / length
+    return torch.stack([F.cosine_similarity(features, reference), error]).cpu().numpy()

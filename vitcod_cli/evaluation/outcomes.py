@@ -132,15 +132,19 @@ def compare(
     """
     found: list[list[Outcomes]] = [[] for _ in models]
     for logits, targets in outputs_of(models, loader, runtime, reporter, description):
-        reference = _Reference(logits[0])
+        reference = Reference(logits[0])
         labels = targets.to(runtime.device) if labelled else reference.choice
         for parts, own in zip(found, logits, strict=True):
             parts.append(reference.outcomes(own, labels))
-    return [_joined(parts) for parts in gathered(found)]
+    return [joined(parts) for parts in gathered(found)]
 
 
-class _Reference:
-    """What a batch is compared with; logits float32 [B, classes]."""
+class Reference:
+    """What a batch is compared with; logits float32 [B, classes].
+
+    Attributes:
+        choice: int64 [B], its first choices.
+    """
 
     def __init__(self, logits: Tensor) -> None:
         self.choice = choices(logits)[:, 0]
@@ -162,7 +166,8 @@ class _Reference:
         )
 
 
-def _joined(parts: Sequence[Outcomes]) -> Outcomes:
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The images of all parts, one part after the other."""
     return Outcomes(
         *(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Outcomes))
     )

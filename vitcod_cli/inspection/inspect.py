@@ -17,7 +17,10 @@ from vitcod_cli.masks.polarize import Keep, check_threshold
 from vitcod_cli.reporting import QUIET, Reporter
 
 _FLAG = "FILE"
-_MADE = ("made_by", "command", "source", "made_from", "method", "info_cut", "ratio", "std_coef", "seed", "lanes")
+_MADE = (
+    *("made_by", "command", "source", "made_from", "method", "info_cut", "ratio", "std_coef", "seed", "lanes"),
+    *("min_density", "min_density_per"),
+)
 
 
 def inspect(options: InspectOptions, reporter: Reporter = QUIET) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.budget import Importance, largest_entries, necessary_entries
+from vitcod_cli.masks.budget import Importance, largest_entries, necessary_with_floor
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.lanes import fill_lanes
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
 from vitcod_cli.masks.ranking import Keep
@@ -34,6 +35,7 @@ class Allocated(MaskMethod):
         metavar="N",
         show_default="as the damage is least",
     )
+    floor: FloorSettings = field(default_factory=FloorSettings)
     target: float = DEFAULT_SPARSITY
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
@@ -43,16 +45,20 @@ class Allocated(MaskMethod):
                 "--allocate needs to know what every entry is worth, and --attn-map doesn't say it; make the map "
                 "again with vitcod dump-attn --importance-images 256."
             )
+        importance, floor = attention_map.importance, self.floor
         if self.lanes is None:
-            return allocated_mask(attention_map.importance, self.target, num_prefix_tokens), {}
-        keep = fill_lanes(attention_map.importance, self.target, num_prefix_tokens, self.lanes)
-        return keep, {"lanes": self.lanes}
+            return allocated_mask(importance, self.target, num_prefix_tokens, floor), floor.parameters
+        keep = fill_lanes(importance, self.target, num_prefix_tokens, self.lanes, floor)
+        return keep, {"lanes": self.lanes, **floor.parameters}
 
 
-def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: int) -> Keep:
+def allocated_mask(
+    importance: Importance, sparsity: float, num_prefix_tokens: int, floor: FloorSettings | None = None
+) -> Keep:
     """Keep the entries of the whole model that are worth most.
 
-    Prefix rows and columns are kept, and the best entry of every row. Where entries tie, the later is kept.
+    Prefix rows and columns are kept, the best entry of every row, and what ``floor`` asks for. Where entries tie,
+    the later is kept.
 
     Args:
         importance: [L, H, N, N], larger for an entry that is worth more.
@@ -62,5 +68,6 @@ def allocated_mask(importance: Importance, sparsity: float, num_prefix_tokens: i
     Raises:
         VitcodError: if the entries that must be kept are more than this sparsity leaves.
     """
-    keep, _ = largest_entries(importance, sparsity, necessary_entries(importance, num_prefix_tokens))
+    necessary = necessary_with_floor(importance, sparsity, num_prefix_tokens, floor or FloorSettings())
+    keep, _ = largest_entries(importance, sparsity, necessary)
     return keep

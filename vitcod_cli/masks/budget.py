@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.arrays import release_pages
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.ranking import Keep, Part, for_each_part, map_parts, nth_largest, parts
@@ -63,6 +64,38 @@ def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
 
     for_each_part(fill, importance)
     return keep_prefix(keep, num_prefix_tokens)
+
+
+def necessary_with_floor(
+    importance: Importance, sparsity: float, num_prefix_tokens: int, floor: FloorSettings
+) -> Keep:
+    """:func:`necessary_entries`, and the most important others of each head (or block) that keeps too few.
+
+    Args:
+        importance: [L, H, N, N].
+        sparsity: of the mask that they are to be a part of.
+
+    Raises:
+        SparsityError: if they are more than this sparsity leaves.
+    """
+    keep = necessary_entries(importance, num_prefix_tokens)
+    wanted = budget(keep.size, sparsity)
+    check_budget(keep, wanted, sparsity)
+    if floor.min_density is None:
+        return keep
+    for place in np.ndindex(keep.shape[: 2 if floor.per == "head" else 1]):
+        part = keep[place]
+        least = math.ceil(round(floor.min_density * part.size, 6))  # 0.1 * 30 is a little more than 3
+        missing = least - int(np.count_nonzero(part))
+        if missing > 0:
+            _keep_largest_of_all(part, importance[place], missing)
+    count = int(np.count_nonzero(keep))
+    if count > wanted:
+        raise SparsityError(
+            f"--sparsity {sparsity:g} can't be reached with --min-density {floor.min_density:g}: with what every "
+            f"{floor.per} keeps, {most_sparsity(count, keep.size):.4f} is the most; lower one of them."
+        )
+    return keep
 
 
 def fewest_needed(values: Importance, num_prefix_tokens: int) -> Keep:

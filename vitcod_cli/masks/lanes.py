@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcod_cli.masks.budget import Importance, check_budget, necessary_entries
+from vitcod_cli.masks.budget import Importance, budget, necessary_with_floor
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.ranking import Keep
 
@@ -31,11 +32,13 @@ Worth = NDArray[np.float64]
 Sizes = NDArray[np.int64]
 
 
-def fill_lanes(importance: Importance, sparsity: float, num_prefix_tokens: int, lanes: int) -> Keep:
+def fill_lanes(
+    importance: Importance, sparsity: float, num_prefix_tokens: int, lanes: int, floor: FloorSettings | None = None
+) -> Keep:
     """A mask of that sparsity, or a little more, whose keys and queries keep multiples of ``lanes`` entries.
 
-    Prefix rows and columns are kept, and the best entry of every row. Where the budget is too small for a parcel
-    of every key, the least of all parcels are left in part: they cost their step anyway.
+    Prefix rows and columns are kept, the best entry of every row, and what ``floor`` asks for. Where the budget is
+    too small for a parcel of every key, the least of all parcels are left in part: they cost their step anyway.
 
     Args:
         importance: [L, H, N, N], shares of entries that are worth less, as :func:`allocated_mask` takes them.
@@ -44,16 +47,14 @@ def fill_lanes(importance: Importance, sparsity: float, num_prefix_tokens: int, 
     Raises:
         VitcodError: if the entries that must be kept are more than this sparsity leaves.
     """
-    necessary = necessary_entries(importance, num_prefix_tokens)
-    allowed = round((1 - sparsity) * importance.size)
-    check_budget(necessary, allowed, sparsity)
-    budget = allowed
+    necessary = necessary_with_floor(importance, sparsity, num_prefix_tokens, floor or FloorSettings())
+    allowed = planned = budget(importance.size, sparsity)
     for _ in range(TRIES):  # filling what is idle takes more than was planned
-        keep = _filled(importance, necessary, num_prefix_tokens, lanes, budget=budget)
+        keep = _filled(importance, necessary, num_prefix_tokens, lanes, budget=planned)
         excess = int(np.count_nonzero(keep)) - allowed
         if excess <= 0:
             return keep
-        budget -= excess
+        planned -= excess
     ranked = importance[keep & ~necessary]
     keep &= necessary | (importance > np.partition(ranked, excess - 1)[excess - 1])
     return keep

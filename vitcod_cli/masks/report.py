@@ -10,7 +10,7 @@ from vitcod_cli.masks.polarize import Split
 from vitcod_cli.masks.statistics import block_sparsity, global_tokens, head_sparsity
 
 _GLOBAL = 50
-_PARAMETERS = ("info_cut", "ratio", "std_coef", "seed", "lanes")
+_PARAMETERS = ("info_cut", "ratio", "std_coef", "seed", "lanes", "min_density")
 
 
 def mask_metrics(mask: Mask) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.info import Info
-from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod
+from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod, SparsityError
 from vitcod_cli.masks.order_settings import OrderSettings
 from vitcod_cli.masks.random import Random
 from vitcod_cli.masks.ratio import Ratio
@@ -51,8 +52,12 @@ class MaskSettings(Settings, panel="Mask"):
         self._refuse_options_of_others()
         getattr(self, self.method).check()
         if not self.allocated.allocate:
-            if self.allocated.lanes is not None:
-                raise VitcodError("--lanes is an option of --allocate: say that too, or leave it out.")
+            for flag, given in (
+                ("--lanes", self.allocated.lanes is not None),
+                ("--min-density", self.allocated.floor != FloorSettings()),
+            ):
+                if given:
+                    raise VitcodError(f"{flag} is an option of --allocate: say that too, or leave it out.")
             return
         if self.method != "info" or self.info.info_cut is not None:
             other = "--info-cut" if self.method == "info" else f"--method {self.method}"
@@ -61,6 +66,8 @@ class MaskSettings(Settings, panel="Mask"):
             )
         if self.protect_prefix is False:
             raise VitcodError("--allocate keeps the prefix tokens whole; leave --no-protect-prefix out.")
+        if conflict := self.allocated.floor.conflict(self._allocated_sparsity):
+            raise SparsityError(conflict)
 
     def _refuse_options_of_others(self) -> None:
         """What means something to other methods only is refused, not ignored."""
@@ -79,10 +86,13 @@ class MaskSettings(Settings, panel="Mask"):
     def chosen(self) -> MaskMethod:
         """The method, with its options."""
         if self.allocated.allocate:
-            sparsity = self.info.sparsity
-            return self.allocated.changed(target=DEFAULT_SPARSITY if sparsity is None else sparsity)
+            return self.allocated.changed(target=self._allocated_sparsity)
         method: MaskMethod = getattr(self, self.method)
         return method
+
+    @property
+    def _allocated_sparsity(self) -> float:
+        return DEFAULT_SPARSITY if self.info.sparsity is None else self.info.sparsity
 
     @property
     def protects_prefix(self) -> bool:

@@ -10,10 +10,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.artifacts.model_config import SvdType
-from vitcod_cli.attention.collect import collect_attention
-from vitcod_cli.attention.importance import collect_importance
+from vitcod_cli.attention.measure import measure_map
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
@@ -24,6 +22,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.initialise import add_auto_encoders
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.settings import MaskSettings
@@ -46,6 +45,7 @@ def compress(
     sparsity: float | None = 0.9,
     svd_type: SvdType = "mix_head_fc_qk",
     allocate: bool = True,
+    min_density: float | None = None,
     num_images: int = 512,
     lowrank_calibration: LowRankCalibrationSettings | None = None,
     calibration: CalibrationSettings | None = None,
@@ -65,6 +65,7 @@ def compress(
         sparsity: share of attention entries to prune; None leaves the model without a mask.
         svd_type: which of Q and K pass through a head auto-encoder; ``none`` leaves them as they are.
         allocate: spend the sparsity where it does the least damage; else by the paper's info cut.
+        min_density: share of its entries that every head keeps at least when the sparsity is allocated.
         lowrank_calibration, calibration: of the two calibrations; ``calibrate_steps=0`` leaves one out.
         runtime: device, precision, seed.
         model_kwargs: what ``timm.create_model`` was given for ``model`` beside its name, ``num_classes`` and
@@ -82,7 +83,8 @@ def compress(
     heads = LowRankSettings(svd_type=svd_type) if svd_type != "none" else None
     mask = None
     if sparsity is not None:
-        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=Allocated(allocate=allocate))
+        allocated = Allocated(allocate=allocate, floor=FloorSettings(min_density=min_density))
+        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated)
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
@@ -194,11 +196,6 @@ def _mask(
     """A mask bool [L, H, N, N] by the attention of ``model`` on ``images``."""
     folded = dense_copy(model)
     fold_auto_encoders(folded)
-    batches = [(batch, torch.zeros(len(batch))) for batch in images.batches(32)]
-    attention, count = collect_attention(folded, batches, runtime, reporter)
-    importance = None
-    if settings.allocated.allocate:
-        importance = collect_importance(folded, images, runtime, reporter)
-    info = {"num_prefix_tokens": model.num_prefix_tokens}
-    mask = generate_mask(AttentionMap(attention, count, info, importance), settings, reporter)
+    attention_map = measure_map(folded, images, runtime, reporter, importance=settings.allocated.allocate)
+    mask = generate_mask(attention_map, settings, reporter)
     return torch.from_numpy(mask.keep)

@@ -11,6 +11,7 @@ from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.model.settings import ModelSettings, init_from_setting
 from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.settings import ResultSettings, Settings, setting
@@ -52,12 +53,25 @@ class PipelineOptions(Settings, panel="Model"):
     batch_size: int = setting(
         64, "Images in a batch of each process, in these epochs and in evaluation.", minimum=1, panel="Recipe"
     )
+    floor: FloorSettings = field(default_factory=FloorSettings)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     output: OutputSettings
     result: ResultSettings = field(default_factory=ResultSettings)
+
+    def check_floor(self, methods: list[Method], flag: str, sparsities: list[float]) -> None:
+        """Raise a VitcodError if ``--min-density`` is given to other methods, or no mask can have it.
+
+        Args:
+            flag: the option that ``sparsities`` are of.
+        """
+        if self.floor != FloorSettings() and "allocated" not in methods:
+            raise VitcodError("--min-density goes with allocated masks, not with info; leave it out.")
+        for sparsity in sparsities:
+            if conflict := self.floor.conflict(sparsity, flag):
+                raise VitcodError(conflict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +104,8 @@ class CompressOptions(PipelineOptions, panel="Mask"):
                 "--sparsity and --max-drop exclude each other: say how sparse the model shall be, or how much it "
                 "may lose."
             )
+        asked = DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+        self.check_floor([self.method], "--sparsity", [asked] if self.max_drop is None else [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +124,4 @@ class SweepOptions(PipelineOptions, panel="Mask"):
                 raise VitcodError(f"{flag} is empty; name at least one, or leave it out.")
             if len(set(values)) < len(values):
                 raise VitcodError(f"{flag} names the same one twice; give each once.")
+        self.check_floor(self.methods, "--sparsities", self.sparsities)

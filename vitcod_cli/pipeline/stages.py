@@ -14,6 +14,7 @@ from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrat
 from vitcod_cli.distributed import on_main
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.masks.settings import MaskOptions, MaskSettings
@@ -107,7 +108,9 @@ class Stages:
         """
         name = f"{point_name(method, sparsity)}.safetensors"
         path = self.folder / name
-        settings = MaskSettings(info=Info(sparsity=sparsity), allocated=Allocated(allocate=method == "allocated"))
+        allocate = method == "allocated"
+        allocated = Allocated(allocate=allocate, floor=self.options.floor if allocate else FloorSettings())
+        settings = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated)
         options = MaskOptions(attn_map=str(attention_map), output=str(path), overwrite=True, mask=settings)
 
         def work() -> None:

@@ -93,6 +93,74 @@ class AttentionMapOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensitivityOptions(Settings, panel="Mask"):
+    """Options of ``sensitivity``: what of whose attention is pruned, how far, and which images judge it."""
+
+    checkpoint: str = checkpoint_setting("name the weights of the model whose sensitivity is wanted.")
+    sparsities: list[float] = setting(
+        [0.5, 0.75, 0.9, 0.95],
+        "Shares of its attention entries to prune in one part at a time.",
+        metavar="SHARE",
+        above=0,
+        below=1,
+    )
+    per: Literal["block", "head"] = setting("block", "What is pruned alone: all heads of a block, or one head.")
+    method: Literal["allocated", "info"] = setting(
+        "allocated",
+        "Which entries go. allocated: those to which the model's output is least sensitive; info: by the paper's "
+        "info cut.",
+    )
+    attn_map: str | None = setting(
+        None,
+        "Prune by this map of vitcod dump-attn, with --importance-images for allocated masks; left out, it is "
+        "measured here.",
+        metavar="FILE",
+        show_default=False,
+        aliases=("--attn",),
+    )
+    map_images: int | None = setting(
+        None,
+        "Training images that attention and importance are measured on; needs no labels.",
+        metavar="N",
+        minimum=1,
+        show_default="64",
+    )
+    images: int = setting(
+        64,
+        "Held-out images that the change is measured on, spread evenly over the validation split; needs no "
+        "labels.",
+        panel="Data",
+        metavar="N",
+        minimum=1,
+    )
+    batch_size: int = setting(32, "Images in a batch of each process.", panel="Runtime", minimum=1)
+    output: str | None = setting(
+        None, "Write the figures to this .csv or .json file.", panel="Output", metavar="FILE", show_default=False
+    )
+    plot: str | None = setting(
+        None,
+        "Draw them to this .png, .pdf or .svg file.",
+        panel="Output",
+        metavar="FILE",
+        show_default=False,
+    )
+    overwrite: bool = setting(False, "Replace files that are there already.", panel="Output")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    result: ResultSettings = field(default_factory=ResultSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sparsities:
+            raise VitcodError("--sparsities is empty; name at least one, or leave it out.")
+        if len(set(self.sparsities)) < len(self.sparsities):
+            raise VitcodError("--sparsities names the same one twice; give each once.")
+        if self.attn_map is not None and self.map_images is not None:
+            raise VitcodError("--map-images are those of a map that is measured here; leave it or --attn-map out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions(Settings):
     """Options of ``eval``. From Python, one checkpoint and one mask may be given as plain texts, too."""
 
