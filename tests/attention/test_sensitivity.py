@@ -81,7 +81,7 @@ def whole_mask(model: VisionTransformer, mask: PartialMask) -> torch.Tensor:
     """Of the whole model: all is kept but in that part."""
     keep = torch.ones(attention_shape(model), dtype=torch.bool)
     heads = slice(None) if mask.head is None else slice(mask.head, mask.head + 1)
-    keep[mask.block, heads] = torch.from_numpy(mask.pruned)
+    keep[mask.block, heads] = torch.from_numpy(mask.part_keep)
     return keep
 
 
@@ -168,15 +168,15 @@ def test_masks_are_those_of_gen_mask_on_one_part() -> None:
     assert given.importance is not None
     by_block = partial_masks(given, [0.5], method="info", per="block", reporter=SilentReporter())
     expected, _ = info_mask_of_sparsity(given.attention[1:2], 0.5, prefix)
-    np.testing.assert_array_equal(by_block[1].pruned, keep_prefix(expected, prefix)[0])
+    np.testing.assert_array_equal(by_block[1].part_keep, keep_prefix(expected, prefix)[0])
     by_head = partial_masks(given, [0.4, 0.55], method="allocated", per="head", reporter=SilentReporter())
     last = by_head[-1]
     assert (last.block, last.head, last.target) == (1, 2, 0.55)
-    np.testing.assert_array_equal(last.pruned, allocated_mask(given.importance[1:2, 2:3], 0.55, prefix)[0])
-    assert last.sparsity == pytest.approx(0.55, abs=1 / last.pruned.size)
+    np.testing.assert_array_equal(last.part_keep, allocated_mask(given.importance[1:2, 2:3], 0.55, prefix)[0])
+    assert last.sparsity == pytest.approx(0.55, abs=1 / last.part_keep.size)
     whole = last.keep(3)
     assert whole[:2].all()
-    np.testing.assert_array_equal(whole[2], last.pruned[0])
+    np.testing.assert_array_equal(whole[2], last.part_keep[0])
 
 
 def test_what_cannot_be_pruned_is_left_out() -> None:

@@ -126,7 +126,7 @@ def _changes(
 @contextmanager
 def _pruned(layer: SparseLowRankAttention, mask: PartialMask) -> Iterator[None]:
     """``layer`` under the mask for the time of the block; one that prunes nothing is none."""
-    if not mask.pruned.all():
+    if not mask.part_keep.all():
         layer.set_keep(torch.from_numpy(mask.keep(layer.num_heads)))
     try:
         yield

@@ -29,21 +29,21 @@ class PartialMask:
         head: None where all heads of the block are pruned.
         target: share of the entries that was to be pruned.
         sparsity: share that is; an info cut comes as near as it can.
-        pruned: bool [H, N, N], or [1, N, N] of one head; True = kept.
+        part_keep: bool [H, N, N], or [1, N, N] of one head; True = kept.
     """
 
     block: int
     head: int | None
     target: float
     sparsity: float
-    pruned: Keep
+    part_keep: Keep
 
     def keep(self, num_heads: int) -> Keep:
         """The mask of the block, bool [H, N, N]."""
         if self.head is None:
-            return self.pruned
-        keep = np.ones((num_heads, *self.pruned.shape[1:]), dtype=np.bool_)
-        keep[self.head] = self.pruned[0]
+            return self.part_keep
+        keep = np.ones((num_heads, *self.part_keep.shape[1:]), dtype=np.bool_)
+        keep[self.head] = self.part_keep[0]
         return keep
 
 
