@@ -83,7 +83,7 @@ def print_fit(result: FitResult, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        print_result(result.best.line())
+        print_result(result.line())
 
 
 def metrics_text(metrics: dict[str, float | str]) -> str:

@@ -71,8 +71,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
         first = subjects[0]
         _check_choices(subjects, options)
         _check_alike(subjects)
-        classes = first.classes or None  # features need no labels
-        images = open_dataset(options.data, options.split, num_classes=classes, reporter=reporter)
+        images = open_dataset(options.data, options.split, num_classes=first.classes, reporter=reporter)
         if first.classes and not images.labelled and options.is_of_one_model:
             raise VitcodError(
                 "--dataset images has no labels to evaluate by; name a model to agree with (--against "
