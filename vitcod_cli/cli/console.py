@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from vitcod_cli.training.trainer import FitResult
+    from vitcod_cli.training.result import FitResult
 
 LINE_EVERY = 10.0
 """Seconds between two plain progress lines."""

@@ -69,6 +69,11 @@ class Evaluator(Protocol):
         """
 
 
+def line_of(score: Score, beside: tuple[str, Score] | None) -> str:
+    """A score, and that of its reference where it is known."""
+    return score.line() if beside is None else f"{score.line()} ({beside[0]}: {beside[1].line().lstrip('* ')})"
+
+
 @dataclass
 class AccuracyEvaluator:
     """Acc@1, Acc@5 and loss.
@@ -145,8 +150,8 @@ def evaluator_for(
     if not classes:
         reporter.info(
             "The model has no head: it is judged by its pooled features, beside those of the teacher, or else of "
-            "the model as it was: their cosine, and their distance as a share of the length. Labels are not "
-            "looked at."
+            "the model as it was: the cosine of the two, and the error, their distance as a share of the length. "
+            "Labels aren't looked at."
         )
         return FeatureEvaluator(loader, **shared, reference=reference.model)
     reporter.info(

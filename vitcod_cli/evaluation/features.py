@@ -21,9 +21,9 @@ from vitcod_cli.runtime import Runtime
 def features_note(images: int, reference: str) -> str:
     """What the columns cosine, worst and error say, of ``reference`` (``the first model``)."""
     return (
-        f"On {images} images, whose labels aren't looked at. cosine: of the pooled features with those of "
-        f"{reference}, the mean, and what the worst twentieth of the images doesn't reach; error: their distance "
-        f"as a share of the length of those of {reference}, the mean."
+        f"On {images} images, whose labels aren't looked at. cosine: of the pooled feature with {reference}'s, "
+        "the mean, and what the worst twentieth of the images doesn't reach; error: the distance of the two as a "
+        f"share of the length of {reference}'s, the mean."
     )
 
 
@@ -153,4 +153,5 @@ def compare_features(
 def _nearness(features: Tensor, reference: Tensor) -> Tensor:
     """Cosine and relative error of each image, [2, B], of features [B, C]."""
     length = reference.norm(dim=1).clamp(min=torch.finfo(reference.dtype).tiny)
-    return torch.stack([F.cosine_similarity(features, reference), (features - reference).norm(dim=1) / length])
+    cosine = F.cosine_similarity(features, reference).clamp(-1, 1)  # rounding goes beyond
+    return torch.stack([cosine, (features - reference).norm(dim=1) / length])

@@ -104,11 +104,11 @@ class _Compression:
             self.reporter.info(f"  {name:48} {in_words(seconds):>8}")
 
     def _check_low_rank(self, row: Row) -> None:
-        drop, allowed = _drop(row), self.options.max_drop
-        if allowed is not None and drop > allowed:
+        allowed = self.options.max_drop
+        if allowed is not None and _drop(row) > allowed:
             raise VitcodError(
-                f"Low-rank heads alone cost {drop:.1f} points, more than --max-drop {allowed:g}; leave them out "
-                "with --svd-type none, or allow more."
+                f"Low-rank heads alone cost {_drop(row):.1f} points, more than --max-drop {allowed:g}; leave them "
+                "out with --svd-type none, or allow more."
             )
 
     def _searched(self, point: Callable[[float], Row]) -> Row:

@@ -36,7 +36,7 @@ from vitcod_cli.steps.mask import make_mask
 from vitcod_cli.steps.options import AttentionMapOptions, DemoOptions, DenseOptions, LowRankOptions, SparseOptions
 from vitcod_cli.steps.sparse import finetune_sparse
 from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
-from vitcod_cli.training.trainer import FitResult
+from vitcod_cli.training.result import FitResult
 
 MODEL = ModelSettings(
     model="vit_tiny_patch16_224",

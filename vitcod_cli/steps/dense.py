@@ -13,7 +13,8 @@ from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import DenseOptions
 from vitcod_cli.steps.setup import check_options, load_teacher, open_run, stoppable
-from vitcod_cli.training.trainer import FitResult, prepare
+from vitcod_cli.training.result import FitResult
+from vitcod_cli.training.trainer import prepare
 
 
 def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResult:

@@ -31,7 +31,8 @@ from vitcod_cli.steps.setup import (
     read_calibration_images,
     stoppable,
 )
-from vitcod_cli.training.trainer import FitResult, prepare
+from vitcod_cli.training.result import FitResult
+from vitcod_cli.training.trainer import prepare
 
 
 def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> FitResult:

@@ -17,7 +17,7 @@ from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.loaders import TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
-from vitcod_cli.evaluation.evaluators import Evaluator, Score
+from vitcod_cli.evaluation.evaluators import Evaluator, Score, line_of
 from vitcod_cli.model.layers import recording_reconstruction
 from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
@@ -270,11 +270,6 @@ class Loop:
         if improved and trained and self.position.best is not None:
             parts.append(f"the {'EMA' if self.position.best.ema else 'raw'} weights are the best so far")
         self.reporter.info(", ".join(parts))
-
-
-def line_of(score: Score, beside: tuple[str, Score] | None) -> str:
-    """A score, and that of its reference where it is known."""
-    return score.line() if beside is None else f"{score.line()} ({beside[0]}: {beside[1].line().lstrip('* ')})"
 
 
 def _named(score: Score, prefix: str = "") -> dict[str, float]:

@@ -28,11 +28,11 @@ from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.evaluation.evaluators import Evaluator, Reference, Score, evaluator_for
+from vitcod_cli.evaluation.evaluators import Evaluator, Reference, evaluator_for
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
-from vitcod_cli.training.loop import Loop, line_of
+from vitcod_cli.training.loop import Loop
 from vitcod_cli.training.losses import Criterion, make_mixup
 from vitcod_cli.training.network import TrainingModel, over_processes
 from vitcod_cli.training.optimizer_layout import Layout, optimizer_layout
@@ -40,46 +40,12 @@ from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.position import Position
 from vitcod_cli.training.preflight import check_parts, check_recipe, check_teacher
 from vitcod_cli.training.recipe import Recipe
+from vitcod_cli.training.result import FitResult
 from vitcod_cli.training.run_state import RunState, StateFile, hyper_parameters
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
 from vitcod_cli.training.space import check_space
 from vitcod_cli.training.step import Stepper
 from vitcod_cli.training.trained import Trained
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """Outcome of a training.
-
-    Attributes:
-        best: the best evaluation, of raw or EMA weights; those are in ``best.safetensors``.
-        last: the evaluation of the final raw weights, which the model now has.
-        best_epoch: the epoch of ``best``, from 1 (0: before any training).
-        epochs: epochs that were trained.
-        checkpoint: the file of the best weights.
-        best_is_ema: whether the EMA weights were the best.
-        reference: name and score of the model that it was made from, or its teacher; of labelled images, where the
-            run ends without training.
-    """
-
-    best: Score
-    last: Score
-    best_epoch: int
-    epochs: int
-    checkpoint: Path
-    best_is_ema: bool = False
-    reference: tuple[str, Score] | None = None
-
-    def line(self) -> str:
-        """The best evaluation, and beside it that of the reference."""
-        return line_of(self.best, self.reference)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: those of the best evaluation, its epoch, the last one, the reference's, the checkpoint."""
-        values = {**self.best.to_dict(), "best_epoch": self.best_epoch, "last": self.last.to_dict()}
-        if self.reference is not None:
-            values["reference"] = {"name": self.reference[0], **self.reference[1].to_dict()}
-        return {**values, "checkpoint": str(self.checkpoint)}
 
 
 def prepare(
@@ -217,7 +183,7 @@ class Training:
             )
             _announce(loop, model)
             position = loop.run(position)
-        result = _result(position, run, self.evaluator.beside, self.reporter)
+        result = FitResult.of(position, run, self.evaluator.beside, self.reporter)
         options = self.options
         publish(
             result.checkpoint,
@@ -288,17 +254,6 @@ def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime,
         "training images": len(images.train),
         "repeats": augmentation.repeats,
     }
-
-
-def _result(
-    position: Position, run: RunDirectory, reference: tuple[str, Score] | None, reporter: Reporter
-) -> FitResult:
-    best, last = position.best, position.last
-    assert best is not None
-    assert last is not None
-    where = f"Best: epoch {best.epoch}, in {run.best}; the last is in {run.last}."
-    reporter.info(where if position.epoch or best.epoch else f"The model is in {run.best}, and in {run.last}.")
-    return FitResult(best.evaluation, last, best.epoch, position.epoch, run.best, best.ema, reference)
 
 
 def _announce(loop: Loop, model: VisionTransformer) -> None:
