@@ -1,4 +1,4 @@
-"""The steps on models without a head: features in the place of choices, beside those of the model it was made from."""
+"""The steps on models without a head: features in the place of choices, beside those of the dense model."""
 
 from __future__ import annotations
 
