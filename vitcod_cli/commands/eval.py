@@ -12,8 +12,8 @@ def evaluate(options: EvalOptions) -> None:
     The last line on stdout is like: * Acc@1 81.576 Acc@5 95.214 loss 0.854
 
     Several models are shown the same images, and come out as a table, with paired differences to the first, or
-    to the one that --against names: one checkpoint with several masks, or as many masks as checkpoints, or none. Of
-    models without a head their features are compared: cosine and relative error.
+    to the one that --against names: one checkpoint with several masks, or as many masks as checkpoints, or none.
+    Of models without a head their features are compared: cosine and relative error.
     """
     from vitcod_cli.steps.evaluation import evaluate_models
 
