@@ -166,12 +166,17 @@ def load_teacher(recipe: Recipe, model: VisionTransformer, reporter: Reporter) -
             f"{flag} {source} has {teacher.num_classes} classes and the model {model.num_classes}; "
             "take a teacher of the same classes."
         )
-    if headless and teacher.head_hidden_size != model.head_hidden_size:
+    if headless and _features_of(teacher) != _features_of(model):
         raise VitcodError(
-            f"{flag} {source} gives {teacher.head_hidden_size} features and the model {model.head_hidden_size}; "
-            "take a teacher with as many."
+            f"{flag} {source} gives {_features_of(teacher)} features and the model {_features_of(model)}; take a "
+            "teacher with as many."
         )
     return teacher
+
+
+def _features_of(model: Any) -> int:
+    """How many numbers a model of timm's gives without its head."""
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 
 def _pretrained(name: str, flag: str, kwargs: Mapping[str, Any]) -> nn.Module | None:
