@@ -17,6 +17,7 @@ from command_line import Cli, the_error
 import vitcod_cli.evaluation.accuracy
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model
+from vitcod_cli.model.layers import clear_keep_mask, set_keep_mask
 from vitcod_cli.model.load import save_model
 
 TRAIN = ("finetune-dense", "--epochs", 0)
@@ -233,11 +234,34 @@ def test_usage_errors_do_not_repeat_what_was_pasted(cli: Cli, words: list[str]) 
     assert len(error) < 300
 
 
-@pytest.mark.parametrize("command", ["finetune-lowrank", "compress", "sweep"])
+@pytest.mark.parametrize(
+    ("command", "more", "way_on"),
+    [
+        ("finetune-lowrank", ("--epochs", 1), "calibration, which needs none (--epochs 0)"),
+        ("finetune-sparse", (), "--epochs 100 trains for a task"),
+        ("compress", ("--epochs", 1), "or take the model with its head"),
+        ("sweep", ("--epochs", 1), "(--epochs 0)"),
+        ("compress", ("--max-drop", 2), "say how sparse it shall be (--sparsity)"),
+    ],
+)
 def test_a_model_without_a_head_is_not_trained(
-    cli: Cli, image_folder: Path, tiny_config: ModelConfig, command: str
+    cli: Cli, tiny_config: ModelConfig, command: str, more: tuple[object, ...], way_on: str
 ) -> None:
-    save_model("backbone.safetensors", build_model(tiny_config.changed(num_classes=0)), {})
-    words = ("--init-from", "backbone.safetensors", "--data-path", image_folder, "--output-dir", "out")
-    assert "The model has no head (--num-classes 0)" in the_error(cli(command, *words, "--workers", 0))
+    """Found before images are looked for: there are none."""
+    model = build_model(tiny_config.changed(num_classes=0))
+    set_keep_mask(model, torch.ones(2, 3, 17, 17, dtype=torch.bool))
+    if command != "finetune-sparse":
+        clear_keep_mask(model)
+    save_model("backbone.safetensors", model, {})
+    words = ("--init-from", "backbone.safetensors", "--data-path", "nowhere", "--output-dir", "out")
+    error = the_error(cli(command, *words, *more, "--workers", 0))
+    assert "the model has no head (--num-classes 0)" in error
+    assert way_on in error
+    assert not Path("out").exists()
+
+
+def test_a_head_that_is_to_be_trained_is_not_left_out(cli: Cli, image_folder: Path) -> None:
+    words = ("--model", "deit_tiny_patch16_224", "--num-classes", 0, "--data-path", image_folder)
+    error = the_error(cli("finetune-dense", *words, "--output-dir", "out"))
+    assert "--num-classes 0 leaves no head to train; leave it out" in error
     assert not Path("out").exists()

@@ -202,8 +202,45 @@ def test_without_labels_and_without_a_reference(cli: Cli, data: tuple[object, ..
 def test_features_are_no_choices(cli: Cli, data: tuple[object, ...], models: list[str]) -> None:
     error = cli("eval", "--checkpoint", models[0], *data, "--num-classes", 0).error
     assert "gives features; name the model whose features they should be (--against CHECKPOINT)" in error
-    words = ("eval", "--checkpoint", models[0], "--against", models[1], *data, "--num-classes", 0)
-    assert "--results-file" in cli(*words, "--results-file", "r.csv").error
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.json"])
+def test_features_have_a_results_file_of_their_own(
+    cli: Cli, data: tuple[object, ...], models: list[str], headless: list[str], name: str
+) -> None:
+    words = ("eval", "--checkpoint", headless[1], "--against", headless[0], *data, "--results-file", name)
+    for _ in range(2):
+        outcome = cli(*words, "--json")
+        assert outcome.code == 0, outcome.err
+    content = Path(name).read_text(encoding="utf-8")
+    rows = json.loads(content) if name.endswith("json") else list(csv.DictReader(content.splitlines()))
+    assert [row["checkpoint"] for row in rows] == 2 * [headless[0], headless[1]]
+    found = json.loads(outcome.out)["models"][1]
+    for key in ("cosine", "cosine_p5", "relative_error", "images"):
+        assert float(rows[-1][key]) == pytest.approx(found[key], abs=1e-6)
+    assert rows[-1]["against"] == headless[0]
+    # Accuracies are no rows of the same table.
+    assert (
+        f"--results-file {name} can't be added to"
+        in cli("eval", "--checkpoint", models[0], *data, "--results-file", name).error
+    )
+    assert Path(name).read_text(encoding="utf-8") == content
+
+
+def test_features_of_pictures_in_any_folders(
+    cli: Cli, image_folder: Path, headless: list[str], tmp_path: Path
+) -> None:
+    """Nobody looks at the labels, so there need not be any."""
+    flat = tmp_path / "flat"
+    (flat / "val").mkdir(parents=True)
+    for number, path in enumerate(sorted(image_folder.glob("val/*/*.jpg"))):
+        shutil.copy(path, flat / "val" / f"{number}.jpg")
+    words = ("eval", "--checkpoint", headless[1], "--against", headless[0], "--workers", 0, "--json")
+    loose, in_classes = (cli(*words, "--data-path", folder) for folder in (flat, image_folder))
+    assert loose.code == 0, loose.err
+    one, other = (json.loads(outcome.out)["models"][1] for outcome in (loose, in_classes))
+    assert one["images"] == other["images"] == 13
+    assert one["relative_error"] == pytest.approx(other["relative_error"], rel=1e-6)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_the_dense_model_is_gone_when_low_rank_training_begins(
         lowrank=LowRankSettings(init=init, align_steps=1),
         calibration=LowRankCalibrationSettings(**QUICK),
         data=data,
-        recipe=LowRankRecipe(epochs=0),
+        recipe=LowRankRecipe(epochs=1),
         output=OutputSettings(output_dir=str(tmp_path / "run")),
     )
     with pytest.raises(TrainingBeginsError):
@@ -106,7 +106,7 @@ def test_the_unmasked_model_is_gone_when_sparse_training_begins(
         init_from=saved(tmp_path, tiny_config, masked=True),
         calibration=CalibrationSettings(**QUICK),
         data=data,
-        recipe=SparseRecipe(epochs=0),
+        recipe=SparseRecipe(epochs=1),
         output=OutputSettings(output_dir=str(tmp_path / "run")),
     )
     with pytest.raises(TrainingBeginsError):

@@ -19,6 +19,7 @@ from vitcod_cli.artifacts.describe import RUN_STATE
 from vitcod_cli.artifacts.safetensors_file import write_safetensors
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.features import FeatureEvaluation
 from vitcod_cli.model.build import build_model
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.training.optimizer_layout import optimizer_layout, tensors_of_shape
@@ -84,6 +85,14 @@ def test_position_comes_back(tmp_path: Path) -> None:
     assert found.changed(last=None) == position.changed(last=None)
     assert found.last is not None
     assert str(found.last) == str(last)  # NaN is not equal to itself
+
+
+def test_the_position_of_a_model_without_a_head_comes_back(tmp_path: Path) -> None:
+    score = FeatureEvaluation(0.9, 0.8, 0.4, 13)
+    position = Position(best=Best(score, epoch=0, ema=False), last=score)
+    file = StateFile(tmp_path / "state.safetensors")
+    write(file, trained(), position)
+    assert file.position() == position
 
 
 def test_the_last_state_between_epochs_is_kept(tmp_path: Path) -> None:
@@ -237,6 +246,7 @@ MOMENT = "optimizer/head.weight/exp_avg"
         put("position", "more", value=1),
         put("position", "last", value=EVALUATION),
         put("position", "last", value={**EVALUATION, "acc1": "x"}),
+        put("position", "last", value={**EVALUATION, "cosine": 1.0}),
         put("position", "best", value={"evaluation": EVALUATION, "epoch": 1}),
         *(put(part, value=value) for part in ("order", "hyper_parameters") for value in (None, [], 1)),
         *(put("optimizer", value=value) for value in (None, [], {})),

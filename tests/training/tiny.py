@@ -30,7 +30,8 @@ from vitcod_cli.reporting import Reporter, SilentReporter
 from vitcod_cli.runtime import RuntimeSettings, start
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
-from vitcod_cli.training.trainer import FitResult, prepare
+from vitcod_cli.training.result import FitResult
+from vitcod_cli.training.trainer import prepare
 
 RECIPE = {"epochs": 2, "batch_size": 8, "lr": 0.05, "warmup_epochs": 0, "cooldown_epochs": 0, "drop_path": 0.1}
 NO_CHANCE = {"no_aug": True, "repeated_aug": False, "smoothing": 0.0}

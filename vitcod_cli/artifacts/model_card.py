@@ -55,6 +55,11 @@ class CardModel:
         config = self.info.get("model_config")
         return config if isinstance(config, Mapping) else {}
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it chooses among classes; else it gives features."""
+        return self.config.get("num_classes") != 0
+
 
 def model_card(model: CardModel, *, command: str = "", dataset: str | None = None, labelled: bool = True) -> str:
     """The text of the card.
@@ -73,7 +78,7 @@ def model_card(model: CardModel, *, command: str = "", dataset: str | None = Non
         f"# {_plain(name)}, {_treatment(model)}",
         _description(model),
         _figures(model, data, labelled),
-        _USAGE,
+        _USAGE.format(outputs="logits" if model.has_head else "features"),
         _making(model, command),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -89,10 +94,11 @@ def write_model_card(folder: Path, text: str) -> None:
 
 
 def _front_matter(model: CardModel, name: str, data: str | None, labelled: bool) -> dict[str, Any]:
+    task = "image-classification" if model.has_head else "image-feature-extraction"
     front: dict[str, Any] = {
         "library_name": "vitcod",
-        "pipeline_tag": "image-classification",
-        "tags": ["vitcod", "vision-transformer", "image-classification", *_tags(model)],
+        "pipeline_tag": task,
+        "tags": ["vitcod", "vision-transformer", task, *_tags(model)],
     }
     figures = {"Acc@1": model.info.get("acc1"), "Acc@5": model.info.get("acc5")}
     metrics = [
@@ -128,7 +134,7 @@ def _description(model: CardModel) -> str:
         f"with vitcod {_plain(_version(model))}.",
         "",
         f"- architecture: {_plain(config.get('model', 'unknown'))} of timm, "
-        f"{_plain(config.get('num_classes', '?'))} classes",
+        + (f"{_plain(config.get('num_classes', '?'))} classes" if model.has_head else "without a head"),
     ]
     if isinstance(size, Sequence) and len(size) == 2:
         lines.append(f"- images: {_plain(size[0])} x {_plain(size[1])} pixels")
@@ -142,9 +148,13 @@ def _description(model: CardModel) -> str:
 
 
 def _figures(model: CardModel, data: str | None, labelled: bool) -> str:
-    names = {"acc1": "Acc@1" if labelled else "agreement with the uncompressed model", "loss": "loss"}
-    if labelled:
-        names = {"acc1": "Acc@1", "acc5": "Acc@5", "loss": "loss"}
+    names = {
+        "acc1": "Acc@1" if labelled else "agreement with the uncompressed model",
+        **({"acc5": "Acc@5"} if labelled else {}),
+        "loss": "loss",
+        "cosine": "cosine of the features with those of the uncompressed model, mean",
+        "relative_error": "distance of the features to those, as a share of their length, mean",
+    }
     rows = [
         f"| {text} | {model.info[key]:.3f} |" for key, text in names.items() if _is_number(model.info.get(key))
     ]
@@ -160,7 +170,7 @@ _USAGE = f"""## Use
 
     import vitcod_cli
     model = vitcod_cli.load("hf-hub:{REPOSITORY}")
-    logits = model(model.transform(image)[None])
+    {{outputs}} = model(model.transform(image)[None])
 
 `vitcod export --checkpoint hf-hub:{REPOSITORY} --output model.onnx` makes a program of it that needs neither
 vitcod nor timm. Plain timm can't load the file where it holds auto-encoders or a mask."""

@@ -180,7 +180,7 @@ class RunDirectory:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest Acc@1."""
+        """The checkpoint with the highest Acc@1, or with the least error of the features."""
         return self.path / BEST
 
     @property

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from vitcod_cli.training.trainer import FitResult
+    from vitcod_cli.training.result import FitResult
 
 LINE_EVERY = 10.0
 """Seconds between two plain progress lines."""
@@ -83,7 +83,7 @@ def print_fit(result: FitResult, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        print_result(result.best.line())
+        print_result(result.line())
 
 
 def metrics_text(metrics: dict[str, float | str]) -> str:

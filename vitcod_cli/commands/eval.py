@@ -13,6 +13,7 @@ def evaluate(options: EvalOptions) -> None:
 
     Several models are shown the same images, and come out as a table, with paired differences to the first, or
     to the one that --against names: one checkpoint with several masks, or as many masks as checkpoints, or none.
+    Of models without a head their features are compared: cosine and relative error.
     """
     from vitcod_cli.steps.evaluation import evaluate_models
 

@@ -33,7 +33,8 @@ def open_dataset(
 
     Args:
         num_classes: outputs of the model, or None if the data set shall decide. Class folders that
-            are ImageNet wnids get ImageNet's labels if it is 1000 or None.
+            are ImageNet wnids get ImageNet's labels if it is 1000 or None. Of a model without a head, 0: folders
+            of images in any layout will do, for nobody looks at labels.
         train: the training split, where it is open already; its folder need not be walked again for the labels
             of the validation split.
         reporter: told of things that look odd; without one, logging is.

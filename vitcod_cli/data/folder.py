@@ -33,6 +33,7 @@ def open_folder(
     """The images of one split, in timm's order, labelled by the rules of :mod:`vitcod_cli.data.labels`.
 
     Args:
+        num_classes: outputs of the model, if known; with 0, images in any folders will do, without labels.
         training: names of the classes of the training split, where they are known.
 
     Raises:
@@ -45,6 +46,10 @@ def open_folder(
     root = Path(settings.data_path)
     if os.path.isfile(root) and root.suffix == ".tar":
         return open_tar(root, settings, num_classes, reporter)
+    if num_classes == 0 and settings.class_map is None:
+        if split == "val" and reporter is not None and find_split(root, settings, "val") is None:
+            reporter.info(f"{root} has no validation split: every fifth of its images is kept to judge by.")
+        return open_pictures(settings, split, reporter)
     folder = _split_folder(root, settings, split)
     found = walk(folder)
     found.tell(reporter)

@@ -66,8 +66,7 @@ def paired_difference(
     shift = (gained - lost) / (count + 2)
     spread = math.sqrt(max((gained + lost + 1) / (count + 2) - shift**2, 0) / (count + 2))
     differences = losses - reference_losses
-    loss = float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    loss_low, loss_high = mean_interval(differences)
     return PairedDifference(
         points=100 * (gained - lost) / count,
         low=100 * max(shift - _Z * spread, -1.0),
@@ -75,10 +74,17 @@ def paired_difference(
         p=mcnemar(gained, lost),
         gained=gained,
         lost=lost,
-        loss=loss,
-        loss_low=loss - _Z * error,
-        loss_high=loss + _Z * error,
+        loss=float(differences.mean()),
+        loss_low=loss_low,
+        loss_high=loss_high,
     )
+
+
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of a mean of one figure an image [images]; without bounds for one image alone."""
+    mean, count = float(values.mean()), len(values)
+    half = _Z * float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    return mean - half, mean + half
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vitcod_cli import distributed
-from vitcod_cli.evaluation.accuracy import nothing_to_evaluate
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -51,3 +52,21 @@ def gathered(found: Sequence[Sequence[T]]) -> list[list[T]]:
     if not any(process[0] for process in processes):
         raise nothing_to_evaluate()
     return [[part for process in processes for part in process[index]] for index in range(len(found))]
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """``models`` in eval mode for the time of the block."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
+def nothing_to_evaluate() -> VitcodError:
+    """That no process has an image that can be read."""
+    return VitcodError("There is no image to evaluate on that can be read; check --data-path and the split.")

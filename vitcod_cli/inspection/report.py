@@ -81,7 +81,8 @@ def _checkpoint(facts: dict[str, Any]) -> list[str]:
     if config is not None:
         size = "x".join(map(str, config["img_size"]))
         kwargs = [f"{name}={value}" for name, value in config["model_kwargs"].items()]
-        words = [config["model"], *kwargs, f"{config['num_classes']} classes", f"images of {size}"]
+        classes = f"{config['num_classes']} classes" if config["num_classes"] else "no head"
+        words = [config["model"], *kwargs, classes, f"images of {size}"]
         lines += _wrapped(", ".join(words).split())
     kinds = ", ".join(f"{count:,} {dtype}" for dtype, count in facts["by_dtype"].items())
     lines.append(f"  {facts['layout']} layout, {facts['tensors']} tensors, weights: {kinds}")

@@ -55,7 +55,7 @@ class ModelSettings(Settings, panel="Model"):
     )
     num_classes: int | None = setting(
         None,
-        "Number of classes; left out, the checkpoint's or the data set's.",
+        "Number of classes; 0 leaves the head out; left out itself, the checkpoint's or the data set's.",
         minimum=0,
         show_default=False,
     )

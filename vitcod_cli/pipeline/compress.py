@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from timm.models.vision_transformer import VisionTransformer
+
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.hub import check_push
 from vitcod_cli.artifacts.publish import publish
@@ -36,8 +38,24 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         VitcodError: if options, weights, images and folder don't go together, the sparsity can't be reached, or
             no sparsity costs as little as ``max_drop``.
     """
-    with prepare("compress", options, FILE, reporter, lambda: check_push(options.hub)) as prepared:
+    with prepare(
+        "compress",
+        options,
+        FILE,
+        reporter,
+        check=lambda: check_push(options.hub),
+        check_model=lambda model: _check_drop(model, options.max_drop),
+    ) as prepared:
         return _Compression(options, prepared, reporter).run()
+
+
+def _check_drop(model: VisionTransformer, max_drop: float | None) -> None:
+    """Raise a VitcodError if there are no points to lose."""
+    if max_drop is not None and not model.num_classes:
+        raise VitcodError(
+            f"--max-drop {max_drop:g} counts points of Acc@1, and the model has no head (--num-classes 0); say "
+            "how sparse it shall be (--sparsity); vitcod sweep shows what each sparsity costs its features."
+        )
 
 
 class _Compression:
@@ -86,11 +104,11 @@ class _Compression:
             self.reporter.info(f"  {name:48} {in_words(seconds):>8}")
 
     def _check_low_rank(self, row: Row) -> None:
-        drop, allowed = _drop(row), self.options.max_drop
-        if allowed is not None and drop > allowed:
+        allowed = self.options.max_drop
+        if allowed is not None and _drop(row) > allowed:
             raise VitcodError(
-                f"Low-rank heads alone cost {drop:.1f} points, more than --max-drop {allowed:g}; leave them out "
-                "with --svd-type none, or allow more."
+                f"Low-rank heads alone cost {_drop(row):.1f} points, more than --max-drop {allowed:g}; leave them "
+                "out with --svd-type none, or allow more."
             )
 
     def _searched(self, point: Callable[[float], Row]) -> Row:

@@ -84,7 +84,7 @@ class CompressOptions(PipelineOptions, panel="Mask"):
     max_drop: float | None = setting(
         None,
         "Instead of --sparsity: prune as much as costs at most so many points of Acc@1, or, of images without "
-        "labels, of agreement with the dense model. Tries up to seven masks.",
+        "labels, of agreement with the dense model; not for models without a head. Tries up to seven masks.",
         minimum=0,
         maximum=100,
         metavar="POINTS",

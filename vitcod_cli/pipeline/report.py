@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import set_cell_size
 
+from vitcod_cli.evaluation.features import features_note, is_of_features
 from vitcod_cli.evaluation.names import distinct
 from vitcod_cli.evaluation.paired import PairedDifference
 from vitcod_cli.pipeline.plan import in_words
@@ -15,17 +17,33 @@ from vitcod_cli.pipeline.scores import DENSE
 from vitcod_cli.pipeline.stages import LOW_RANK
 
 Row = Mapping[str, Any]
+Text = Callable[[Row], str]
 
 _WIDTH = 80
 
 
+@dataclass(frozen=True)
+class _Quality:
+    """How the tables say what models are worth.
+
+    Attributes:
+        figures: of ``compress``, a line each: name, and text of a row.
+        columns: of ``sweep``: head, width, and text of a row.
+        note: what they mean, of so many images.
+    """
+
+    figures: Sequence[tuple[str, Text]]
+    columns: Sequence[tuple[str, int, Text]]
+    note: Callable[[int], str]
+
+
 def compress_lines(record: Mapping[str, Any], folder: str) -> list[str]:
     """Before and after, as a column a model; then what to do next."""
-    final, labelled = record["model"], record["data"]["labelled"]
+    final, quality = record["model"], _quality_of(record)
     rows = [row for row in record["results"] if row["name"] in (DENSE, LOW_RANK, final["row"])]
     total = sum(stage["seconds"] for stage in record["stages"])
     return [
-        *("", *_columns(rows, labelled), "", *_footnotes(rows, labelled)),
+        *("", *_columns(rows, quality), "", *textwrap.wrap(quality.note(rows[0]["images"]), _WIDTH)),
         f"{folder}/{final['file']} is the finished model; making it took {in_words(total)}. Next:",
         *(f"  {command}" for command in final["next"]),
     ]
@@ -33,39 +51,29 @@ def compress_lines(record: Mapping[str, Any], folder: str) -> list[str]:
 
 def sweep_lines(record: Mapping[str, Any]) -> list[str]:
     """A line a point."""
-    labelled = record["data"]["labelled"]
-    quality = "Acc@1" if labelled else "agreement"
-    header = f"{'model':18} {'sparsity':>8} {quality:>9} {'loss':>6} {'to dense [95 %]':>22} {'p':>7}"
+    rows, quality = record["results"], _quality_of(record)
+    columns: list[tuple[str, int, Text]] = [("sparsity", 8, _sparsity), *quality.columns]
+    header = " ".join([f"{'model':18}", *(f"{head:>{width}}" for head, width, _ in columns)])
     lines = ["", header, "-" * len(header)]
-    names = distinct([row["name"] for row in record["results"]], 18)
-    for row, name in zip(record["results"], names, strict=True):
-        value = row["acc1"] if labelled else row["agreement"]
-        difference = _paired(row)
-        lines.append(
-            f"{set_cell_size(name, 18)} {row['sparsity']:8.1%} {value:9.2f} {row['loss']:6.3f} "
-            f"{difference or ''!s:>22} {'' if difference is None else difference.probability:>7}"
-        )
-    return [*lines, "", *_footnotes(record["results"], labelled)]
+    names = distinct([row["name"] for row in rows], 18)
+    for row, name in zip(rows, names, strict=True):
+        cells = [f"{text(row):>{width}}" for _, width, text in columns]
+        lines.append(" ".join([set_cell_size(name, 18), *cells]))
+    return [*lines, "", *textwrap.wrap(quality.note(rows[0]["images"]), _WIDTH)]
 
 
-def _columns(rows: Sequence[Row], labelled: bool) -> list[str]:
+def _columns(rows: Sequence[Row], quality: _Quality) -> list[str]:
     """A table with a line for each figure that the rows have."""
     dense = rows[0]
-    figures: list[tuple[str, Callable[[Row], str]]] = [
-        ("Acc@1", lambda row: f"{row['acc1']:.2f}"),
-        ("  to dense [95 %]", lambda row: str(_paired(row) or "")),
-        ("Acc@5", lambda row: f"{row['acc5']:.2f}"),
-        ("loss", lambda row: f"{row['loss']:.3f}"),
-        ("agreement with dense", lambda row: f"{row['agreement']:.1f} %"),
-        ("sparsity of attention", lambda row: f"{row['sparsity']:.1%}"),
+    figures: list[tuple[str, Text]] = [
+        *quality.figures,
+        ("sparsity of attention", _sparsity),
         ("attention MACs", lambda row: _share(row["attention_macs"], dense["attention_macs"], 1e6, "M")),
         ("all MACs", lambda row: _share(row["macs"], dense["macs"], 1e9, "G")),
         ("parameters", lambda row: f"{row['parameters'] / 1e6:.2f} M"),
         ("file", lambda row: f"{row['bytes'] / 2**20:.1f} MiB"),
         ("time of an image here", lambda row: f"{row['ms_per_image']:.1f} ms" if "ms_per_image" in row else ""),
     ]
-    if not labelled:
-        figures = [figure for figure in figures if figure[0] not in ("Acc@1", "Acc@5", "  to dense [95 %]")]
     columns = [["", *(name for name, _ in figures)]]
     names = distinct([row["name"] for row in rows], 20)
     columns += [[name, *(text(row) for _, text in figures)] for name, row in zip(names, rows, strict=True)]
@@ -79,18 +87,10 @@ def _columns(rows: Sequence[Row], labelled: bool) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
 
 
-def _footnotes(rows: Sequence[Row], labelled: bool) -> list[str]:
-    images = rows[0]["images"]
-    text = (
-        f"On {images} images; to dense: points of Acc@1 on the same images, with the 95 % interval of Agresti and "
-        "Min, which says how much of it may be chance."
-    )
-    if not labelled:
-        text = (
-            f"On {images} images without labels. Agreement: the share for which the model chooses what the dense "
-            "model chooses; the loss is against that choice, too."
-        )
-    return textwrap.wrap(text, _WIDTH)
+def _quality_of(record: Mapping[str, Any]) -> _Quality:
+    if is_of_features(record["results"][0]):
+        return _FEATURES
+    return _ACCURACY if record["data"]["labelled"] else _AGREEMENT
 
 
 def _paired(row: Row) -> PairedDifference | None:
@@ -101,3 +101,69 @@ def _paired(row: Row) -> PairedDifference | None:
 def _share(value: float, whole: float, unit: float, letter: str) -> str:
     text = f"{value / unit:.{1 if value >= 10 * unit else 2}f} {letter}"
     return text if value == whole else f"{text} ({value / whole:.0%})"
+
+
+def _sparsity(row: Row) -> str:
+    return f"{row['sparsity']:.1%}"
+
+
+def _difference(row: Row) -> str:
+    return str(_paired(row) or "")
+
+
+def _probability(row: Row) -> str:
+    difference = _paired(row)
+    return "" if difference is None else difference.probability
+
+
+def _loss(row: Row) -> str:
+    return f"{row['loss']:.3f}"
+
+
+def _agreement(row: Row) -> str:
+    return f"{row['agreement']:.1f} %"
+
+
+def _error_interval(row: Row) -> str:
+    return f"[{100 * row['relative_error_low']:.1f}, {100 * row['relative_error_high']:.1f}]"
+
+
+_PAIRED = [("loss", 6, _loss), ("to dense [95 %]", 22, _difference), ("p", 7, _probability)]
+
+_ACCURACY = _Quality(
+    figures=[
+        ("Acc@1", lambda row: f"{row['acc1']:.2f}"),
+        ("  to dense [95 %]", _difference),
+        ("Acc@5", lambda row: f"{row['acc5']:.2f}"),
+        ("loss", _loss),
+        ("agreement with dense", _agreement),
+    ],
+    columns=[("Acc@1", 9, lambda row: f"{row['acc1']:.2f}"), *_PAIRED],
+    note=lambda images: (
+        f"On {images} images; to dense: points of Acc@1 on the same images, with the 95 % interval of Agresti and "
+        "Min, which says how much of it may be chance."
+    ),
+)
+_AGREEMENT = _Quality(
+    figures=[("loss", _loss), ("agreement with dense", _agreement)],
+    columns=[("agreement", 9, lambda row: f"{row['agreement']:.2f}"), *_PAIRED],
+    note=lambda images: (
+        f"On {images} images without labels. Agreement: the share for which the model chooses what the dense "
+        "model chooses; the loss is against that choice, too."
+    ),
+)
+_FEATURES = _Quality(
+    figures=[
+        ("cosine with dense", lambda row: f"{row['cosine']:.4f}"),
+        ("  worst twentieth", lambda row: f"{row['cosine_p5']:.4f}"),
+        ("error to dense", lambda row: f"{row['relative_error']:.1%}"),
+        ("  [95 %]", _error_interval),
+    ],
+    columns=[
+        ("cosine", 8, lambda row: f"{row['cosine']:.4f}"),
+        ("worst", 8, lambda row: f"{row['cosine_p5']:.4f}"),
+        ("error", 7, lambda row: f"{row['relative_error']:.1%}"),
+        ("[95 %]", 15, _error_interval),
+    ],
+    note=lambda images: features_note(images, "the dense model"),
+)

@@ -1,23 +1,27 @@
-"""What a model is worth beside the dense one: accuracy, agreement, arithmetic, size."""
+"""What a model is worth beside the dense one: accuracy, agreement or nearness of features; arithmetic, size."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from vitcod_cli.bench.counting import count
 from vitcod_cli.bench.timing import Spread, time_interleaved
 from vitcod_cli.bench.workload import forward_pass
 from vitcod_cli.data.images import ImageData
-from vitcod_cli.data.loaders import eval_loader
+from vitcod_cli.data.loaders import EvalLoader, eval_loader
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.distributed import from_main
+from vitcod_cli.evaluation.features import compare_features
 from vitcod_cli.evaluation.outcomes import Outcomes, Remembered, compare
-from vitcod_cli.evaluation.paired import accuracy_interval, paired_difference
+from vitcod_cli.evaluation.paired import accuracy_interval, mean_interval, paired_difference
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
@@ -40,12 +44,15 @@ class Scores:
         images: ImageData,
         preprocess: Preprocess,
         *,
+        classes: int,
         batch_size: int,
         workers: int | None,
         runtime: Runtime,
         reporter: Reporter,
     ) -> None:
-        self.folder, self.labelled = folder, images.labelled
+        """``classes``: of the models; those without a head, 0, are scored by their features."""
+        self.folder = folder
+        self._measure = partial(_by_choices, labelled=images.labelled) if classes else _by_features
         self._runtime, self._reporter = runtime, reporter
         self._dense_path = dense
         self._dense: Remembered | None = None
@@ -65,15 +72,12 @@ class Scores:
             self._dense = Remembered(self._ready(model if name == DENSE else self._load(self._dense_path)))
         self._dense.rewind()
         models = [self._dense] if name == DENSE else [self._dense, self._ready(model)]
-        outcomes = compare(
-            models, self._loader, self._runtime, self._reporter, labelled=self.labelled, description=f"eval {name}"
-        )
         return {
             "name": name,
             "checkpoint": os.path.relpath(checkpoint, self.folder),
             "method": method,
             "seconds": round(seconds, 1),
-            **_quality(outcomes[-1], None if name == DENSE else outcomes[0]),
+            **self._measure(models, self._loader, self._runtime, self._reporter, f"eval {name}"),
             **size,
         }
 
@@ -101,7 +105,30 @@ class Scores:
         return self._runtime.compiled(model)
 
 
-def _quality(outcomes: Outcomes, dense: Outcomes | None) -> dict[str, Any]:
+def _by_choices(
+    models: Sequence[nn.Module],
+    loader: EvalLoader,
+    runtime: Runtime,
+    reporter: Reporter,
+    description: str,
+    *,
+    labelled: bool,
+) -> dict[str, Any]:
+    """The last of ``models`` beside the first, the dense one; see :func:`compare`."""
+    outcomes = compare(models, loader, runtime, reporter, labelled=labelled, description=description)
+    return _accuracy(outcomes[-1], outcomes[0] if len(models) > 1 else None)
+
+
+def _by_features(
+    models: Sequence[nn.Module], loader: EvalLoader, runtime: Runtime, reporter: Reporter, description: str
+) -> dict[str, Any]:
+    """The last of ``models`` beside the first, the dense one; see :func:`compare_features`."""
+    nearness = compare_features(models, loader, runtime, reporter, description)[-1]
+    low, high = mean_interval(nearness.error)
+    return {**nearness.evaluation.to_dict(), "relative_error_low": max(low, 0.0), "relative_error_high": high}
+
+
+def _accuracy(outcomes: Outcomes, dense: Outcomes | None) -> dict[str, Any]:
     evaluation = outcomes.evaluation
     low, high = accuracy_interval(evaluation.acc1, evaluation.images)
     difference = None

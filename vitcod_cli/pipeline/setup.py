@@ -30,7 +30,7 @@ from vitcod_cli.pipeline.scores import Scores
 from vitcod_cli.pipeline.stages import DENSE_FILE, Stages, point_name
 from vitcod_cli.reporting import Reporter, without_secrets
 from vitcod_cli.runtime import Runtime, start
-from vitcod_cli.steps.setup import check_calibration, open_images
+from vitcod_cli.steps.setup import check_calibration, check_task, open_images
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def prepare(
     options: PipelineOptions,
     file: str,
     reporter: Reporter,
+    *,
     check: Callable[[], None] = lambda: None,
+    check_model: Callable[[VisionTransformer], None] = lambda model: None,
 ) -> Iterator[Prepared]:
     """Check all that can be checked, take the folder, and leave the dense model in it.
 
@@ -100,6 +102,7 @@ def prepare(
         command: for the record.
         file: name of the record.
         check: what else is checked before anything is read; all processes call it together.
+        check_model: what else is checked of the dense model, before images are looked for.
 
     Raises:
         VitcodError: if options, weights, images and folder don't go together.
@@ -114,6 +117,8 @@ def prepare(
             raise VitcodError(
                 f"--init-from {options.init_from} has a mask already; give the model that it was made from."
             )
+        check_task(model, options.epochs)
+        check_model(model)
         images = open_images(model, options.data, reporter)
         check_calibration(model, images, options.calibration, runtime)
         with locked_folder(folder, reporter):
@@ -139,7 +144,7 @@ def _set_up(
         "model_config": model_config(model).to_dict(),
         "data": {
             "path": options.data.data_path or options.data.dataset,
-            "labelled": images.val.labelled,
+            "labelled": images.val.labelled and model.num_classes > 0,
             "train_images": len(images.train),
             "images": len(images.val),
         },
@@ -153,6 +158,7 @@ def _set_up(
         dense,
         images.val,
         images.preprocess,
+        classes=model.num_classes,
         batch_size=options.batch_size,
         workers=options.data.workers,
         runtime=runtime,

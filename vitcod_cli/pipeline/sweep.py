@@ -1,4 +1,4 @@
-"""``vitcod sweep``: accuracy over sparsity, of one model and several methods."""
+"""``vitcod sweep``: accuracy (or nearness of features) over sparsity, of one model and several methods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.features import is_of_features
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.pipeline.options import Method, SweepOptions
 from vitcod_cli.pipeline.plan import in_words
@@ -19,12 +20,11 @@ from vitcod_cli.plots.curve import save_curve
 from vitcod_cli.reporting import QUIET, Reporter
 
 FILE, TABLE = "sweep.json", "sweep.csv"
-PICTURES = ("accuracy.png", "accuracy.pdf")
 
-_COLUMNS = (
-    *("name", "method", "sparsity", "acc1", "acc1_low", "acc1_high", "acc5", "loss", "images", "agreement", "kl"),
-    *("attention_macs", "macs", "parameters", "bytes", "seconds", "checkpoint"),
-)
+_ABOUT = ("name", "method", "sparsity")
+_ACCURACY = ("acc1", "acc1_low", "acc1_high", "acc5", "loss", "images", "agreement", "kl")
+_FEATURES = ("cosine", "cosine_p5", "relative_error", "relative_error_low", "relative_error_high", "images")
+_COSTS = ("attention_macs", "macs", "parameters", "bytes", "seconds", "checkpoint")
 _DIFFERENCES = ("points", "low", "high", "p", "gained", "lost")
 
 
@@ -86,7 +86,7 @@ def _deliver(record: Record) -> None:
     def write() -> None:
         write_rows(folder / TABLE, [_cells(row) for row in record.results])
         save_curve(
-            [str(folder / name) for name in PICTURES],
+            [str(folder / name) for name in pictures_of(dense)],
             dense,
             points,
             title=str(record.about["model_config"].get("model", "")),
@@ -97,6 +97,16 @@ def _deliver(record: Record) -> None:
     record.write()
 
 
+def pictures_of(row: Row) -> tuple[str, ...]:
+    """Names of the pictures of a sweep, by the figures that any of its rows has."""
+    name = "features" if is_of_features(row) else "accuracy"
+    return f"{name}.png", f"{name}.pdf"
+
+
 def _cells(row: Row) -> Row:
+    """A line of the table: every name in it is a column, whether there is a figure or not."""
+    if is_of_features(row):
+        return {name: row.get(name) for name in (*_ABOUT, *_FEATURES, *_COSTS)}
     difference = row["difference"] or {}
-    return {name: row.get(name) for name in _COLUMNS} | {name: difference.get(name) for name in _DIFFERENCES}
+    cells = {name: row.get(name) for name in (*_ABOUT, *_ACCURACY, *_COSTS)}
+    return cells | {name: difference.get(name) for name in _DIFFERENCES}

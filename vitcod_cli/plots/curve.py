@@ -1,4 +1,7 @@
-"""Accuracy over sparsity: the dense line, a curve a method, error bars, and the paired differences beside it."""
+"""Accuracy over sparsity: the dense line, a curve a method, error bars, and the paired differences beside it.
+
+Of models without a head: the relative error of their features, and the cosine beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vitcod_cli.evaluation.features import is_of_features
 from vitcod_cli.plots.canvas import FONT
 from vitcod_cli.plots.files import save_figure
 from vitcod_cli.reporting import visible
@@ -28,16 +32,26 @@ def save_curve(
     """Draw the points of a sweep, and write the picture under each of ``paths``: .png, .pdf, .svg by their names.
 
     Args:
-        dense: ``acc1``, ``acc1_low``, ``acc1_high`` in percent, and ``images``.
-        points: these, ``method``, ``sparsity`` and ``difference`` (``points``, ``low``, ``high``).
+        dense: ``acc1``, ``acc1_low``, ``acc1_high`` in percent, and ``images``; of a model without a head
+            ``images``, and ``cosine``, ``cosine_p5``, ``relative_error``, ``relative_error_low``,
+            ``relative_error_high``.
+        points: these, ``method``, ``sparsity`` and, where there are accuracies, ``difference`` (``points``,
+            ``low``, ``high``).
         labelled: without labels, ``acc1`` is agreement with the dense model.
     """
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(11, 4.8), dpi=120, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
-    _accuracy(left, dense, points, labelled)
-    _difference(right, points, labelled)
+    note = f"Error bars: 95 % intervals on {dense['images']} images; left of each figure, right"
+    if is_of_features(dense):
+        _error(left, points)
+        _cosine(right, points)
+        note += " down to what the worst twentieth of the images doesn't reach."
+    else:
+        _accuracy(left, dense, points, labelled)
+        _difference(right, points, labelled)
+        note += " of the difference on the same images."
     for axes in (left, right):
         axes.set_xlabel("pruned attention entries in %", fontsize=FONT)
         axes.grid(color="#e4e4e4", linewidth=0.8)
@@ -46,10 +60,7 @@ def save_curve(
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.suptitle(visible(title), fontsize=FONT + 2, weight="bold", x=0.01, ha="left", parse_math=False)
-    note = f"Error bars: 95 % intervals on {dense['images']} images; left of each figure, right of the difference "
-    figure.supxlabel(
-        f"{note}on the same images.", fontsize=FONT - 3, color=_GREY, x=0.01, ha="left", parse_math=False
-    )
+    figure.supxlabel(note, fontsize=FONT - 3, color=_GREY, x=0.01, ha="left", parse_math=False)
     for path in paths:
         save_figure(figure, path, path.rpartition(".")[2])
 
@@ -76,6 +87,26 @@ def _difference(axes: Any, points: Sequence[Mapping[str, Any]], labelled: bool) 
         _curve(axes, method, rows, values, [low, high])
     what = "Acc@1" if labelled else "agreement"
     axes.set_ylabel(f"{what} against dense, in points", fontsize=FONT)
+
+
+def _error(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    axes.axhline(0, color="black", linestyle="--", linewidth=1.2, label="dense")
+    for method, rows in _by_method(points):
+        values = [100 * row["relative_error"] for row in rows]
+        low = [100 * (row["relative_error"] - row["relative_error_low"]) for row in rows]
+        high = [100 * (row["relative_error_high"] - row["relative_error"]) for row in rows]
+        _curve(axes, method, rows, values, [low, high])
+    axes.set_ylabel("error of the features to dense in %", fontsize=FONT)
+    axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left")
+
+
+def _cosine(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    axes.axhline(1, color="black", linestyle="--", linewidth=1.2)
+    for method, rows in _by_method(points):
+        values = [row["cosine"] for row in rows]
+        below = [max(row["cosine"] - row["cosine_p5"], 0.0) for row in rows]
+        _curve(axes, method, rows, values, [below, [0.0] * len(rows)])
+    axes.set_ylabel("cosine of the features with dense", fontsize=FONT)
 
 
 def _curve(

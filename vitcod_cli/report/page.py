@@ -8,7 +8,8 @@ from typing import Any
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.report.html import Html, element, joined, table
 from vitcod_cli.report.pictures import map_section, mask_section
-from vitcod_cli.report.pipeline_section import Card, pipeline_cards, pipeline_section
+from vitcod_cli.report.pipeline_section import pipeline_cards, pipeline_section
+from vitcod_cli.report.quality import Card
 from vitcod_cli.report.run_section import run_section
 from vitcod_cli.report.sources import Artifact, Pipeline, Run, Source, is_number
 from vitcod_cli.report.style import STYLE
@@ -55,25 +56,41 @@ def _summary(sources: Sequence[Source]) -> Html | None:
     pipeline = next((source for source in sources if isinstance(source, Pipeline)), None)
     if pipeline is not None:
         return _cards(pipeline_cards(pipeline.record))
-    runs = [source for source in sources if isinstance(source, Run) and is_number(source.info.get("acc1"))]
-    if not runs:
-        return None
+    runs = [source for source in sources if isinstance(source, Run)]
+    for figures in (_ACCURACY, _FEATURES):
+        judged = [run for run in runs if is_number(run.info.get(figures[0][1]))]
+        if judged:
+            return _runs(judged, figures)
+    return None
+
+
+_ACCURACY = (("Acc@1", "acc1", ".2f"), ("loss", "loss", ".3f"))
+_FEATURES = (("cosine with dense", "cosine", ".4f"), ("error", "relative_error", ".1%"))
+
+
+def _runs(runs: Sequence[Run], figures: Sequence[tuple[str, str, str]]) -> Html:
+    """The last run beside the first, and all of them.
+
+    Args:
+        figures: of each: name, key in what its checkpoint says of itself, format; the first is the card's.
+    """
     rows = [
         (
             element("a", run.name, href=f"#{anchor(run.name)}"),
             run.command,
-            f"{run.info['acc1']:.2f}",
-            figure(run.info.get("loss"), ".3f"),
+            *(figure(run.info.get(key), form) for _, key, form in figures),
             "" if run.keep is None else f"{sparsity_of(run.keep):.1%}",
             minutes(_seconds_of(run)),
         )
         for run in runs
     ]
+    (name, key, form), *_ = figures
     first, last = runs[0], runs[-1]
-    cards = [("Acc@1", f"{last.info['acc1']:.2f}", f"{first.info['acc1']:.2f} in {first.name}")]
+    cards = [(name, figure(last.info[key], form), f"{figure(first.info[key], form)} in {first.name}")]
     if last.keep is not None:
         cards.append(("sparsity of attention", f"{sparsity_of(last.keep):.1%}", last.name))
-    return joined([_cards(cards), table(("run", "command", "Acc@1", "loss", "sparsity", "time"), rows, words=2)])
+    header = ("run", "command", *(name for name, _, _ in figures), "sparsity", "time")
+    return joined([_cards(cards), table(header, rows, words=2)])
 
 
 def _cards(cards: Iterable[Card]) -> Html:
@@ -110,6 +127,11 @@ def _footnotes() -> Html:
         "Acc@1, Acc@5": "percent of images whose label is the first, or among the first five, choices.",
         "sparsity": "share of the entries of all attention maps that the mask prunes, prefix tokens included.",
         "agreement": "percent of images for which the first choice is that of the dense model.",
+        "cosine, error": (
+            "of the pooled features of a model without a head with those of its reference, the dense model; the "
+            "error is their distance as a share of the reference's length; worst: what the worst twentieth of the "
+            "images doesn't reach."
+        ),
         "95 % interval": (
             "of a difference: of Agresti and Min for matched pairs, on the same images; of an accuracy: Wilson's. "
             "It says what may be chance of these images, not of training."

@@ -54,7 +54,10 @@ def _epochs(run: Run) -> Html | None:
     lines = run.epochs
     if not lines:
         return None
-    known = ("train_loss", "acc1", "acc5", "loss", "ema_acc1", "lr", "images_per_second", "seconds")
+    known = (
+        *("train_loss", "acc1", "acc5", "loss", "ema_acc1", "cosine", "cosine_p5", "relative_error"),
+        *("reference_acc1", "reference_loss", "lr", "images_per_second", "seconds"),
+    )
     names = [name for name in known if any(is_number(line.get(name)) for line in lines)]
     kept = lines if len(lines) <= _MOST_EPOCHS else [*lines[: _MOST_EPOCHS // 2], *lines[-_MOST_EPOCHS // 2 :]]
     rows = [(f"{line['epoch']:g}", *(figure(line.get(name), ".4g") for name in names)) for line in kept]

@@ -14,6 +14,7 @@ from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrat
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.evaluation.accuracy import Evaluation
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.report import mask_table
 from vitcod_cli.masks.settings import MaskOptions, MaskSettings
@@ -35,7 +36,7 @@ from vitcod_cli.steps.mask import make_mask
 from vitcod_cli.steps.options import AttentionMapOptions, DemoOptions, DenseOptions, LowRankOptions, SparseOptions
 from vitcod_cli.steps.sparse import finetune_sparse
 from vitcod_cli.training.recipe import DenseRecipe, LowRankRecipe, SparseRecipe
-from vitcod_cli.training.trainer import FitResult
+from vitcod_cli.training.result import FitResult
 
 MODEL = ModelSettings(
     model="vit_tiny_patch16_224",
@@ -167,6 +168,7 @@ class Demonstration:
         keep = None if mask is None else mask.numpy()
         macs = attention_macs(attention_shape(model), attentions(model)[0].head_dim, keep)
         sparsity = 0.0 if keep is None else sparsity_of(keep)
+        assert isinstance(result.best, Evaluation)  # there are labels, and heads
         self.rows.append(Row(name, result.best.acc1, result.best.loss, sparsity, macs))
 
 

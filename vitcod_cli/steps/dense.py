@@ -6,13 +6,15 @@ from vitcod_cli.calibration.saved import forget_calibration
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.splits import Images
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import start
 from vitcod_cli.steps.options import DenseOptions
 from vitcod_cli.steps.setup import check_options, load_teacher, open_run, stoppable
-from vitcod_cli.training.trainer import FitResult, prepare
+from vitcod_cli.training.result import FitResult
+from vitcod_cli.training.trainer import prepare
 
 
 def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResult:
@@ -25,6 +27,11 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
     """
     with stoppable(reporter), start(options.runtime) as runtime:
         check_options(options)
+        if options.model.num_classes == 0:
+            raise VitcodError(
+                "--num-classes 0 leaves no head to train; leave it out, and the data set says how many classes "
+                "there are."
+            )
         train = open_dataset(options.data, "train", num_classes=options.model.num_classes, reporter=reporter)
         train.check_countable("--train-split")
         model = load_model(

@@ -32,7 +32,7 @@ from vitcod_cli.evaluation.outcomes import compare
 from vitcod_cli.evaluation.paired import paired_difference
 from vitcod_cli.evaluation.programs import Program, is_program, load_program
 from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
-from vitcod_cli.evaluation.results_file import add_results, check_results_file
+from vitcod_cli.evaluation.results_file import COLUMNS, FEATURE_COLUMNS, add_results, check_results_file
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import keep_mask, prepare_inference
@@ -65,14 +65,17 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
         VitcodError: if options, weights and data don't go together, or something can't be read or written.
     """
     with start(options.runtime) as runtime:
-        if options.results_file is not None:
-            on_main(lambda: check_results_file(str(options.results_file)))
+        results_file = options.results_file
+        if results_file is not None:
+            on_main(lambda: check_results_file(results_file, COLUMNS, FEATURE_COLUMNS))
         subjects = _subjects(options, runtime, reporter)
         first = subjects[0]
         _check_choices(subjects, options)
         _check_alike(subjects)
-        classes = first.classes or None  # features need no labels
-        images = open_dataset(options.data, options.split, num_classes=classes, reporter=reporter)
+        if results_file is not None:
+            columns = COLUMNS if first.classes else FEATURE_COLUMNS
+            on_main(lambda: check_results_file(results_file, columns))
+        images = open_dataset(options.data, options.split, num_classes=first.classes, reporter=reporter)
         if first.classes and not images.labelled and options.is_of_one_model:
             raise VitcodError(
                 "--dataset images has no labels to evaluate by; name a model to agree with (--against "
@@ -112,10 +115,9 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             else:
                 models = _compared(subjects, networks, loader, images, runtime=runtime, reporter=reporter)
             shared = about(models[0].evaluation.images)
-            accuracies = EvaluationReport(models, options.is_of_one_model, images.labelled, shared)
-            if options.results_file is not None:
-                on_main(lambda: add_results(str(options.results_file), accuracies))
-            report = accuracies
+            report = EvaluationReport(models, options.is_of_one_model, images.labelled, shared)
+        if results_file is not None:
+            on_main(lambda: add_results(results_file, report))
     reporter.info(f"The model waited {loader.share:.0%} of the time for images.")
     return report
 
@@ -230,14 +232,11 @@ def _check_choices(subjects: Sequence[_Subject], options: EvalOptions) -> None:
     features = next((subject for subject in subjects if not subject.classes), None)
     if features is None:
         return
-    what = f"{features.name} has no classes to choose from, it gives features"
     if options.is_of_one_model:
         raise VitcodError(
-            f"{what}; name the model whose features they should be (--against CHECKPOINT), or evaluate it with "
-            "its head (without --num-classes 0)."
+            f"{features.name} has no classes to choose from, it gives features; name the model whose features "
+            "they should be (--against CHECKPOINT), or evaluate it with its head (without --num-classes 0)."
         )
-    if options.results_file is not None:
-        raise VitcodError(f"{what}, and --results-file has columns for accuracies alone; take --json.")
 
 
 def _check_alike(subjects: Sequence[_Subject]) -> None:

@@ -23,6 +23,7 @@ from vitcod_cli.steps.options import LowRankOptions
 from vitcod_cli.steps.setup import (
     check_calibration,
     check_options,
+    check_task,
     dense_copy,
     load_teacher,
     open_images,
@@ -30,7 +31,8 @@ from vitcod_cli.steps.setup import (
     read_calibration_images,
     stoppable,
 )
-from vitcod_cli.training.trainer import FitResult, prepare
+from vitcod_cli.training.result import FitResult
+from vitcod_cli.training.trainer import prepare
 
 
 def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> FitResult:
@@ -51,12 +53,14 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
             drop_path=options.recipe.drop_path,
             reporter=reporter,
         )
+        check_task(model, options.recipe.epochs)
         images = open_images(model, options.data, reporter)
         dense = dense_copy(model) if _is_dense(model, options) else None
         if dense is not None:
             add_auto_encoders(model, options.lowrank)
         teacher = load_teacher(options.recipe, model, reporter)
-        judge = None if images.val.labelled or teacher is not None else dense or dense_copy(model)
+        needs_judge = not options.recipe.epochs or not images.val.labelled
+        judge = (dense or dense_copy(model)) if needs_judge and teacher is None else None
         training = prepare(
             model, images, options, teacher=teacher, judge=judge, runtime=runtime, reporter=reporter
         )

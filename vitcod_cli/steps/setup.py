@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -61,17 +62,21 @@ def stoppable(reporter: Reporter) -> Iterator[StopRequest]:
             raise
 
 
+def check_task(model: VisionTransformer, epochs: int) -> None:
+    """Raise a VitcodError if there are epochs, and nothing to train for: known before any image is looked for."""
+    if epochs and not model.num_classes:
+        raise VitcodError(
+            f"--epochs {epochs} trains for a task, and the model has no head (--num-classes 0): end with its "
+            "calibration, which needs none (--epochs 0), or take the model with its head."
+        )
+
+
 def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter) -> Images:
-    """Both splits of the data set; their classes must fit the model's outputs.
+    """Both splits of the data set; their classes must fit the model's outputs, if it has a head.
 
     Raises:
-        VitcodError: if they don't, there are none, or the data can't be opened.
+        VitcodError: if they don't, or the data can't be opened.
     """
-    if not model.num_classes:
-        raise VitcodError(
-            "The model has no head (--num-classes 0), and training and calibration are judged by what it chooses; "
-            "take it with its head: eval and export leave that out with --num-classes 0."
-        )
     train = open_dataset(data, "train", num_classes=model.num_classes, reporter=reporter)
     train.check_countable("--train-split")
     val = open_dataset(data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
@@ -143,31 +148,42 @@ def dense_copy(model: VisionTransformer) -> VisionTransformer:
 
 
 def load_teacher(recipe: Recipe, model: VisionTransformer, reporter: Reporter) -> nn.Module | None:
-    """The teacher that ``recipe`` names, or None.
+    """The teacher that ``recipe`` names, or None; without its head where ``model`` has none.
 
     Raises:
-        VitcodError: if it can't be loaded, or has other classes than ``model``.
+        VitcodError: if it can't be loaded, or has other classes than ``model``, or features of another width.
     """
     source = recipe.teacher_source
     if source is None:
         return None
     flag = "--distill-from" if recipe.distill_from is not None else "--teacher"
-    teacher: nn.Module = _pretrained(source, flag) or load_model(
-        ModelSettings(), source, flag=flag, reporter=reporter, like=model_config(model)
+    headless: dict[str, Any] = {} if model.num_classes else {"num_classes": 0}
+    teacher: nn.Module = _pretrained(source, flag, headless) or load_model(
+        ModelSettings(**headless), source, flag=flag, reporter=reporter, like=model_config(model)
     )
     if teacher.num_classes != model.num_classes:
         raise VitcodError(
             f"{flag} {source} has {teacher.num_classes} classes and the model {model.num_classes}; "
             "take a teacher of the same classes."
         )
+    if headless and _features_of(teacher) != _features_of(model):
+        raise VitcodError(
+            f"{flag} {source} gives {_features_of(teacher)} features and the model {_features_of(model)}; take a "
+            "teacher with as many."
+        )
     return teacher
 
 
-def _pretrained(name: str, flag: str) -> nn.Module | None:
+def _features_of(model: Any) -> int:
+    """How many numbers a model of timm's gives without its head."""
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)
+
+
+def _pretrained(name: str, flag: str, kwargs: Mapping[str, Any]) -> nn.Module | None:
     """Any model that timm has, by its name; None when ``name`` is a file or an address."""
     if os.path.exists(name) or not is_known_model(name):
         return None
-    return pretrained_model(name, f"{flag} {name}")
+    return pretrained_model(name, f"{flag} {name}", **kwargs)
 
 
 def check_options(options: FineTuneOptions) -> None:

@@ -19,6 +19,7 @@ from vitcod_cli.steps.options import SparseOptions
 from vitcod_cli.steps.setup import (
     check_calibration,
     check_options,
+    check_task,
     dense_copy,
     load_teacher,
     open_images,
@@ -26,7 +27,8 @@ from vitcod_cli.steps.setup import (
     read_calibration_images,
     stoppable,
 )
-from vitcod_cli.training.trainer import FitResult, prepare
+from vitcod_cli.training.result import FitResult
+from vitcod_cli.training.trainer import prepare
 
 
 def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitResult:
@@ -49,22 +51,24 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
             mask=options.mask,
         )
         _require_mask(model, options.init_from)
+        check_task(model, options.recipe.epochs)
         images = open_images(model, options.data, reporter)
         teacher = load_teacher(options.recipe, model, reporter)
         reference = None
         if options.calibration.enabled and options.recipe.distill_from is not None:
             reference = checked_teacher(model, teacher, "--distill-from")
-        judge = None if images.val.labelled or teacher is not None else dense_copy(model)
+        needs_judge = not options.recipe.epochs or not images.val.labelled
+        judge = dense_copy(model) if needs_judge and teacher is None else None
         training = prepare(
             model, images, options, teacher=teacher, judge=judge, runtime=runtime, reporter=reporter
         )
         sources = {"init_from": options.init_from, "mask": options.mask}
         with open_run("finetune-sparse", model, options, sources, reporter) as run:
             if options.calibration.enabled and not run.resumes:
-                # Held by the call alone: training has no use for a second model.
+                # Without a judge held by the call alone: training has no use for a second model.
                 _calibrate(
                     model,
-                    reference or dense_copy(model),
+                    reference or judge or dense_copy(model),
                     images,
                     options=options,
                     runtime=runtime,

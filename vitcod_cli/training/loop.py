@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.loaders import TrainLoader
 from vitcod_cli.data.waiting import Waiting
 from vitcod_cli.errors import Interrupted, VitcodError
-from vitcod_cli.evaluation.accuracy import Evaluation, evaluate
+from vitcod_cli.evaluation.evaluators import Evaluator, Score, line_of
 from vitcod_cli.model.layers import recording_reconstruction
 from vitcod_cli.model.load import save_model
 from vitcod_cli.reporting import Progress, Reporter
@@ -29,9 +29,6 @@ from vitcod_cli.training.recipe import Recipe
 from vitcod_cli.training.run_state import RunState
 from vitcod_cli.training.schedule import EpochSchedule
 from vitcod_cli.training.step import Batch, Outcome, Stepper
-
-_EVALUATED = ("acc1", "acc5", "loss")
-"""Names of an evaluation's metrics; those of the EMA weights begin with ``ema_``."""
 
 
 @dataclass(kw_only=True)
@@ -50,7 +47,7 @@ class Loop:
     provenance: Mapping[str, Any]
     stop: StopRequest
     train: TrainLoader
-    val: Iterable[tuple[Tensor, Tensor]]
+    evaluator: Evaluator
     describe: Callable[[int], str]
     stepper: Stepper
     schedule: EpochSchedule
@@ -213,7 +210,7 @@ class Loop:
         if number == self.recipe.total_epochs or self._max_steps_done or number % self.recipe.eval_every == 0:
             self._evaluate(metrics)
         else:
-            self._save_checkpoint(self.run_directory.last, self.model, metrics)
+            self._save_checkpoint(self.run_directory.last, self.model, metrics["epoch"])
             self._log(metrics)
 
     def _evaluate(self, metrics: dict[str, Any]) -> None:
@@ -223,36 +220,37 @@ class Loop:
             candidates.append((self.ema.module, True))
         improved = None
         for module, ema in candidates:
-            evaluation = self._evaluation_of(module, "eval of the EMA weights" if ema else "eval")
-            prefix = "ema_" if ema else ""
-            metrics |= {f"{prefix}{name}": getattr(evaluation, name) for name in _EVALUATED}
+            score = self._score_of(module, "eval of the EMA weights" if ema else "eval")
+            metrics |= _named(score, "ema_" if ema else "")
             if not ema:
-                self.position = self.position.changed(last=evaluation)
+                self.position = self.position.changed(last=score)
             best = self.position.best
-            if best is None or _is_better(evaluation, best.evaluation):
+            if best is None or score.rank > best.evaluation.rank:
                 improved = module
-                self.position = self.position.changed(best=Best(evaluation, metrics["epoch"], ema))
-        self._save_checkpoint(self.run_directory.last, self.model, metrics)
-        if improved is not None:
-            self._save_checkpoint(self.run_directory.best, improved, metrics)
+                self.position = self.position.changed(best=Best(score, metrics["epoch"], ema))
+        if self.evaluator.beside is not None:
+            metrics |= _named(self.evaluator.beside[1], "reference_")
+        self._save_checkpoint(self.run_directory.last, self.model, metrics["epoch"], self.position.last)
+        if improved is not None and self.position.best is not None:
+            best_score = self.position.best.evaluation
+            self._save_checkpoint(self.run_directory.best, improved, metrics["epoch"], best_score)
         self._log(metrics)
         self._report(metrics, improved is not None)
 
-    def _evaluation_of(self, module: nn.Module, description: str) -> Evaluation:
+    def _score_of(self, module: nn.Module, description: str) -> Score:
         try:
             with self.stop.at_once():
-                return evaluate(module, self.val, self.runtime, self.reporter, description)
+                return self.evaluator(module, description)
         except Interrupted:
             self._warn_stopped(interrupted=self.stop.interrupted)
             raise
 
-    def _save_checkpoint(self, path: Path, module: nn.Module, metrics: dict[str, Any]) -> None:
+    def _save_checkpoint(self, path: Path, module: nn.Module, epoch: int, score: Score | None = None) -> None:
         if distributed.is_main():
             self.run_directory.check()
             ema = module is not self.model
-            prefix = "ema_" if ema else ""
-            evaluation = {name: metrics[prefix + name] for name in _EVALUATED if prefix + name in metrics}
-            save_model(path, module, {**self.provenance, "epoch": metrics["epoch"], "ema": ema, **evaluation})
+            metrics = {} if score is None else _named(score)
+            save_model(path, module, {**self.provenance, "epoch": epoch, "ema": ema, **metrics})
 
     def _log(self, metrics: dict[str, Any]) -> None:
         metrics["memory_mb"] = round(self.runtime.peak_memory() / 2**20, 1)
@@ -264,7 +262,7 @@ class Loop:
         assert self.position.last is not None
         trained = metrics["epoch"] > 0
         what = f"Epoch {metrics['epoch']}" if trained else "Without training"
-        parts = [f"{what}: {self.position.last.line()}"]
+        parts = [f"{what}: {line_of(self.position.last, self.evaluator.beside)}"]
         if "train_loss" in metrics:
             parts.append(f"train loss {metrics['train_loss']:.3f}")
         if "ema_acc1" in metrics:
@@ -274,8 +272,9 @@ class Loop:
         self.reporter.info(", ".join(parts))
 
 
-def _is_better(evaluation: Evaluation, best: Evaluation) -> bool:
-    return (evaluation.acc1, -evaluation.loss) > (best.acc1, -best.loss)
+def _named(score: Score, prefix: str = "") -> dict[str, float]:
+    """The metrics of a score; names of the EMA weights' begin with ``ema_``, of the reference's ``reference_``."""
+    return {f"{prefix}{name}": value for name, value in score.to_dict().items() if name != "images"}
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from vitcod_cli.evaluation.accuracy import Evaluation
+from vitcod_cli.evaluation.evaluators import SCORES, Score
 
 _MOST = 2**53
 """No count is larger: JSON's numbers are exact up to here."""
@@ -17,7 +17,7 @@ _MOST = 2**53
 class Best:
     """The best evaluation so far, after how many epochs it was, and whether of the EMA weights."""
 
-    evaluation: Evaluation
+    evaluation: Score
     epoch: int
     ema: bool
 
@@ -42,7 +42,7 @@ class Position:
     updates: int = 0
     skipped: int = 0
     best: Best | None = None
-    last: Evaluation | None = None
+    last: Score | None = None
     sums: list[float] = field(default_factory=list)
 
     @property
@@ -100,10 +100,12 @@ def _check_names(cls: type, values: Any) -> None:
         raise ValueError(f"no {cls.__name__.lower()}")
 
 
-def _evaluation(values: Any) -> Evaluation:
-    _check_names(Evaluation, values)
-    metrics = {name: _number(values[name]) for name in ("acc1", "acc5", "loss")}
-    return Evaluation(**metrics, images=_count(values["images"]))
+def _evaluation(values: Any) -> Score:
+    for kind in SCORES:
+        if isinstance(values, Mapping) and set(values) == {item.name for item in fields(kind)}:
+            metrics = {name: _number(value) for name, value in values.items() if name != "images"}
+            return kind(**metrics, images=_count(values["images"]))
+    raise ValueError("no evaluation")
 
 
 def _number(value: Any) -> float:

@@ -79,7 +79,7 @@ def check_parts(
             "batch; change it, or turn them off with --mixup 0 --cutmix 0."
         )
     for split, data in (("training", images.train), ("validation", images.val)):
-        if data.num_classes > model.num_classes:
+        if 0 < model.num_classes < data.num_classes:
             raise VitcodError(
                 f"The {split} images have {data.num_classes} classes but the model only {model.num_classes}; give "
                 f"--num-classes {data.num_classes}."

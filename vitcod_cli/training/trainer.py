@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,19 @@ from timm.data.mixup import Mixup
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from vitcod_cli import distributed
 from vitcod_cli.artifacts.files import first_line
 from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.data.augmentation import AugmentationSettings
-from vitcod_cli.data.loaders import EvalLoader, TrainLoader, eval_loader, train_loader
+from vitcod_cli.data.loaders import TrainLoader, eval_loader, train_loader
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.evaluation.accuracy import Evaluation
-from vitcod_cli.evaluation.outcomes import LabelledBy
+from vitcod_cli.evaluation.evaluators import Evaluator, Reference, evaluator_for
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -41,37 +40,12 @@ from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.position import Position
 from vitcod_cli.training.preflight import check_parts, check_recipe, check_teacher
 from vitcod_cli.training.recipe import Recipe
+from vitcod_cli.training.result import FitResult
 from vitcod_cli.training.run_state import RunState, StateFile, hyper_parameters
 from vitcod_cli.training.schedule import EpochSchedule, make_optimizer
 from vitcod_cli.training.space import check_space
 from vitcod_cli.training.step import Stepper
 from vitcod_cli.training.trained import Trained
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """Outcome of a training.
-
-    Attributes:
-        best: the best evaluation, of raw or EMA weights; those are in ``best.safetensors``.
-        last: the evaluation of the final raw weights, which the model now has.
-        best_epoch: the epoch of ``best``, from 1 (0: before any training).
-        epochs: epochs that were trained.
-        checkpoint: the file of the best weights.
-        best_is_ema: whether the EMA weights were the best.
-    """
-
-    best: Evaluation
-    last: Evaluation
-    best_epoch: int
-    epochs: int
-    checkpoint: Path
-    best_is_ema: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: those of the best evaluation, its epoch, the last evaluation, the best checkpoint."""
-        best, last = self.best.to_dict(), self.last.to_dict()
-        return {**best, "best_epoch": self.best_epoch, "last": last, "checkpoint": str(self.checkpoint)}
 
 
 def prepare(
@@ -91,8 +65,9 @@ def prepare(
             weights may still be changed before the training begins.
         teacher: for ``--distill`` and distillation without labels. It gets the images as its own
             ``pretrained_cfg`` normalises them.
-        judge: where the validation images have no labels, the model whose first choice is taken for their label
-            unless there is a teacher; it takes images as ``model`` does.
+        judge: the model as it was, which takes images as ``model`` does. Unless there is a teacher, it is what the
+            model is compared with where the images have no labels, or the model no head; and whose score stands
+            beside that of a model that isn't trained.
 
     Raises:
         VitcodError: if settings, images, models and this machine don't go together.
@@ -122,6 +97,15 @@ def prepare(
             "lower it."
         )
     val = eval_loader(images.val, images.preprocess, batch_size=recipe.eval_batch, **loading)
+    evaluator = evaluator_for(
+        model.num_classes,
+        val,
+        _reference(teacher, judge, runtime),
+        labelled=images.val.labelled,
+        beside=recipe.epochs == 0,
+        runtime=runtime,
+        reporter=reporter,
+    )
     return Training(
         model=model,
         images=images,
@@ -129,7 +113,7 @@ def prepare(
         runtime=runtime,
         reporter=reporter,
         train=train,
-        val=val if images.val.labelled else _labelled(val, teacher or judge, runtime, reporter),
+        evaluator=evaluator,
         criterion=Criterion(recipe, augmentation, teacher),
         mixup=make_mixup(augmentation, model.num_classes),
         layout=layout,
@@ -146,7 +130,7 @@ class Training:
     runtime: Runtime
     reporter: Reporter
     train: TrainLoader
-    val: Iterable[tuple[Tensor, Tensor]]
+    evaluator: Evaluator
     criterion: Criterion
     mixup: Mixup | None
     layout: Layout
@@ -183,7 +167,7 @@ class Training:
                 provenance=run.provenance,
                 stop=stop,
                 train=self.train,
-                val=self.val,
+                evaluator=self.evaluator,
                 describe=self.images.train.describe,
                 stepper=Stepper(
                     network=network,
@@ -199,7 +183,7 @@ class Training:
             )
             _announce(loop, model)
             position = loop.run(position)
-        result = _result(position, run, self.reporter)
+        result = FitResult.of(position, run, self.evaluator.beside, self.reporter)
         options = self.options
         publish(
             result.checkpoint,
@@ -235,20 +219,6 @@ class Training:
         )
 
 
-def _labelled(val: EvalLoader, judge: nn.Module | None, runtime: Runtime, reporter: Reporter) -> LabelledBy:
-    """The validation batches, whose images have no labels, labelled by ``judge``."""
-    if judge is None:
-        raise VitcodError(
-            "--dataset images has no labels to evaluate by, and there is no other model to agree with; give "
-            "--distill-from CHECKPOINT, or labelled images."
-        )
-    reporter.info(
-        "The validation images have no labels: Acc@1 is agreement with the teacher, or else with the model as it "
-        "was: the share of images for which both choose the same class. The loss is against that choice, too."
-    )
-    return LabelledBy(val, runtime.prepare(judge).eval(), runtime)
-
-
 @contextmanager
 def _on_device(runtime: Runtime) -> Iterator[None]:
     try:
@@ -267,6 +237,13 @@ def _prepared_teacher(teacher: nn.Module | None, preprocess: Preprocess, runtime
     return runtime.prepare(teacher).requires_grad_(False).eval()
 
 
+def _reference(teacher: nn.Module | None, judge: nn.Module | None, runtime: Runtime) -> Reference | None:
+    """What the model is compared with: its teacher, or else the model as it was."""
+    if teacher is not None:
+        return Reference("teacher", teacher)
+    return None if judge is None else Reference("dense", runtime.prepare(judge).eval())
+
+
 def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime, images: Images) -> dict[str, int]:
     """What decides which images a step sees."""
     return {
@@ -277,15 +254,6 @@ def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime,
         "training images": len(images.train),
         "repeats": augmentation.repeats,
     }
-
-
-def _result(position: Position, run: RunDirectory, reporter: Reporter) -> FitResult:
-    best, last = position.best, position.last
-    assert best is not None
-    assert last is not None
-    where = f"Best: epoch {best.epoch}, in {run.best}; the last is in {run.last}."
-    reporter.info(where if position.epoch or best.epoch else f"The model is in {run.best}, and in {run.last}.")
-    return FitResult(best.evaluation, last, best.epoch, position.epoch, run.best, best.ema)
 
 
 def _announce(loop: Loop, model: VisionTransformer) -> None:
