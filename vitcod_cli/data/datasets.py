@@ -75,7 +75,8 @@ def _open(
 ) -> ImageData:
     name = settings.dataset.lower()
     if name in _FOLDER_NAMES:
-        return open_folder(settings, split, num_classes, reporter, train.class_names if train else None)
+        names = None if train is None else train.class_names or []
+        return open_folder(settings, split, num_classes, reporter, names)
     full = _TORCHVISION_NAMES.get(name, settings.dataset)
     if "/" in full and full.partition("/")[0].lower() in PREFIXES:
         return open_source(full, settings, split, num_classes)

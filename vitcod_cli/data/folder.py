@@ -34,7 +34,8 @@ def open_folder(
 
     Args:
         num_classes: outputs of the model, if known; with 0, images in any folders will do, without labels.
-        training: names of the classes of the training split, where they are known.
+        training: names of the classes of the training split, where they are known; empty where it is open and has
+            none.
 
     Raises:
         VitcodError: if the folder, the split or its images aren't there, or labels would depend on chance.
@@ -47,7 +48,7 @@ def open_folder(
     if os.path.isfile(root) and root.suffix == ".tar":
         return open_tar(root, settings, num_classes, reporter)
     if num_classes == 0 and settings.class_map is None:
-        if split == "val" and reporter is not None and find_split(root, settings, "val") is None:
+        if training is None and reporter is not None and find_split(root, settings, "val") is None:
             reporter.info(f"{root} has no validation split: every fifth of its images is kept to judge by.")
         return open_pictures(settings, split, reporter)
     folder = _split_folder(root, settings, split)
