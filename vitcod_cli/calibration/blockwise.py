@@ -28,6 +28,7 @@ from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.model.read_rows import embed_tokens
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -129,19 +130,21 @@ def walk_blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each block: the student's tokens that enter it, and the teacher's that leave it, [images, N, C] each.
 
-    A block is applied to the student's tokens when the next pair is asked for, so that its fit counts. The next
-    pair lies in the memory of the one before.
+    A block is applied to the student's tokens when the next pair is asked for, so that its fit counts; behind the
+    last block nothing is asked for. The next pair lies in the memory of the one before.
     """
     with between_steps(stop):
         renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
         tokens = embed(student, images.batches(FORWARD_BATCH), len(images), runtime)
         teacher_tokens = embed(teacher, map(renormalise, images.batches(FORWARD_BATCH)), len(images), runtime)
+    fitted: nn.Module | None = None
     for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):
         with between_steps(stop):
+            if fitted is not None:
+                apply_block(fitted, tokens, runtime)
             apply_block(teacher_block, teacher_tokens, runtime)
         yield tokens, teacher_tokens
-        with between_steps(stop):
-            apply_block(student_block, tokens, runtime)
+        fitted = student_block
 
 
 @torch.no_grad()
@@ -150,7 +153,7 @@ def embed(model: VisionTransformer, batches: Iterable[Tensor], count: int, runti
     tokens, start = torch.empty(0), 0
     for batch in batches:
         with runtime.autocast():
-            part = model.norm_pre(model._pos_embed(model.patch_embed(batch)))
+            part = embed_tokens(model, batch)
         if not start:
             tokens = part.new_empty((count, *part.shape[1:]), dtype=torch.float32)
         tokens[start : start + len(part)] = part
