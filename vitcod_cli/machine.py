@@ -27,6 +27,11 @@ def cpu_features() -> frozenset[str]:
     return frozenset((_of_the_cpu("flags") or _of_the_cpu("Features")).split())
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 faster than float32: in AMX tiles, or by instructions of AVX-512."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpu_features())
+
+
 def _of_the_cpu(field: str) -> str:
     """A line of what Linux says of the first core; empty elsewhere."""
     try:

@@ -86,6 +86,7 @@ def compress(
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
+        running.announce_precision(reporter)
         dense = _dense(model, model_kwargs, reporter)
         _check_untreated(dense, svd_type)
         dense = running.prepare(dense).eval().requires_grad_()
@@ -108,13 +109,21 @@ def compress(
                     first,
                     lowrank_calibration,
                     scope="attention",
-                    runtime=running,
+                    runtime=running.for_training,
                     reporter=reporter,
                 )
         if mask is not None:
             set_keep_mask(student, _mask(student, first, mask, running, reporter))
             if calibration.enabled:
-                calibrate(student, dense, sample, calibration, scope="block", runtime=running, reporter=reporter)
+                calibrate(
+                    student,
+                    dense,
+                    sample,
+                    calibration,
+                    scope="block",
+                    runtime=running.for_training,
+                    reporter=reporter,
+                )
     return student.eval()
 
 

@@ -93,7 +93,7 @@ def _fit_auto_encoders(
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
     runtime.prepare(dense)
     settings = (options.lowrank, options.calibration)
-    identity = fingerprint("finetune-lowrank", model, dense, sample, runtime, *settings)
+    identity = fingerprint("finetune-lowrank", model, dense, sample, runtime.for_training, *settings)
     saved = SavedCalibration(run, model, identity, stop, reporter)
     saved.resume()
     if options.lowrank.init != "trunc-normal" and not saved.exists:
@@ -107,7 +107,7 @@ def _fit_auto_encoders(
             sample,
             options.calibration,
             scope="attention",
-            runtime=runtime,
+            runtime=runtime.for_training,
             reporter=reporter,
             finished=saved.blocks,
             on_block=saved.add_block,

@@ -97,7 +97,8 @@ def _calibrate(
     check_calibration(model, images, options.calibration, runtime)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
     runtime.prepare(reference)
-    identity = fingerprint("finetune-sparse", model, reference, sample, runtime, options.calibration)
+    running = runtime.for_training
+    identity = fingerprint("finetune-sparse", model, reference, sample, running, options.calibration)
     saved = SavedCalibration(run, model, identity, stop, reporter)
     saved.resume()
     calibrate(
@@ -106,7 +107,7 @@ def _calibrate(
         sample,
         options.calibration,
         scope="block",
-        runtime=runtime,
+        runtime=running,
         reporter=reporter,
         finished=saved.blocks,
         on_block=saved.add_block,
