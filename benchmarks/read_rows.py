@@ -1,14 +1,17 @@
 """What it saves that the last block computes only the rows which the head reads (vitcod_cli/model/read_rows.py).
 
     python benchmarks/read_rows.py --model deit_tiny_patch16_224 --batch-size 32 [--precision bfloat16]
+    OMP_NUM_THREADS=1 python benchmarks/read_rows.py --cpu-time --batch-size 8
 
 Forward passes, interleaved, of random weights: timm's own dense model; ours dense as eval runs it; the same with
-all rows of the last block; ours low-rank under a random mask of 90 %.
+all rows of the last block; ours low-rank under a random mask of 90 %. ``--cpu-time``
+is for a machine that others use.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, instead of the time that passes")
     options = parser.parse_args()
     with start(RuntimeSettings(device=options.device, precision=options.precision)) as runtime:
         models = candidates(options.model, runtime)
@@ -84,7 +88,10 @@ def main() -> None:
         passes = [partial(run, model) for model in models.values()]
         for one in passes * 2:
             one()
-        times = time_interleaved(passes, repeats=10, seconds=options.seconds, synchronize=runtime.synchronize)
+        clock = time.process_time if options.cpu_time else time.perf_counter
+        times = time_interleaved(
+            passes, repeats=10, seconds=options.seconds, synchronize=runtime.synchronize, clock=clock
+        )
         title = f"{options.model}, batch {options.batch_size}, {runtime.dtype}"
     table = Table("", "ms", "times as fast as timm", "middle half", title=title)
     for name, seconds in zip(models, times, strict=True):

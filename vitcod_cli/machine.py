@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,15 @@ def available_gpu_memory(device: torch.device) -> int | None:
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes free on the disk of ``folder``, which need not be there yet; None where the system doesn't say."""
+    there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
+    try:
+        return None if there is None else shutil.disk_usage(there).free
+    except OSError:
+        return None
 
 
 def local_processes() -> int:

@@ -169,17 +169,21 @@ def test_too_much_for_the_memory_is_refused_with_numbers(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_estimate_is_what_images_and_tokens_take(monkeypatch: pytest.MonkeyPatch, masked: str) -> None:
+def test_the_estimate_is_what_images_and_tokens_take(
+    monkeypatch: pytest.MonkeyPatch, masked: str, tmp_path: Path
+) -> None:
+    """Where the disk has no room for tokens."""
+    monkeypatch.setattr(checks, "free_space", lambda folder: 0)
     model = vitcod_cli.load(masked, inference=False)
     settings = CalibrationSettings(calibrate_images=100, calibrate_crops=2, calibrate_batch_size=1)
     pixels, tokens = 200 * 3 * 32 * 32, 2 * 200 * 17 * 24 * 4
     for left, fits in ((pixels + tokens, False), (int(1.3 * (pixels + tokens)), True), (None, True)):
         monkeypatch.setattr(checks, "available_memory", lambda left=left: left)
         if fits:
-            checks.check_memory(model, PREPROCESS, 1000, settings, CPU)
+            checks.check_memory(model, PREPROCESS, 1000, settings, device=CPU, folder=tmp_path)
         else:
             with pytest.raises(VitcodError, match="on 100 images in 2 crops"):
-                checks.check_memory(model, PREPROCESS, 1000, settings, CPU)
+                checks.check_memory(model, PREPROCESS, 1000, settings, device=CPU, folder=tmp_path)
 
 
 def test_images_of_a_map_must_fit_too(

@@ -39,8 +39,8 @@ class InferenceProgram(nn.Module):
         batch_size: images in every batch; None: any number, and then nothing can be planned.
 
     Attributes:
-        planned: how many of the ``num_blocks`` blocks leave out what the mask prunes. The last one never does where
-            the head reads some of its rows alone: all others are left out.
+        planned: how many of the ``num_blocks`` blocks leave out what the mask prunes. The last one never does
+            where the head reads some of its rows alone: all other rows are left out.
         least_batch: smallest fixed batch at which a block would; None if no block ever would.
         products: share of the logits of attention that is computed.
         dense_bytes: what the weights take without auto-encoders and mask.

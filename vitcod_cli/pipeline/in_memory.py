@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,7 +151,8 @@ def _sample(
     if not isinstance(images, (str, os.PathLike)):
         return _gather(images, preprocess, settings.calibrate_images, runtime.device)
     found = open_unlabelled(images, reporter)
-    check_memory(model, preprocess, len(found), settings, runtime.device, flag="num_images")
+    folder = Path(tempfile.gettempdir())
+    check_memory(model, preprocess, len(found), settings, device=runtime.device, folder=folder, flag="num_images")
     return read_crops(
         found,
         preprocess,

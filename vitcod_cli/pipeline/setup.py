@@ -115,7 +115,7 @@ def prepare(
                 f"--init-from {options.init_from} has a mask already; give the model that it was made from."
             )
         images = open_images(model, options.data, reporter)
-        check_calibration(model, images, options.calibration, runtime)
+        check_calibration(model, images, options.calibration, runtime, folder)
         with locked_folder(folder, reporter):
             yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)
 

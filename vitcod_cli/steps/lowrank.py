@@ -89,7 +89,7 @@ def _fit_auto_encoders(
     stop: StopRequest,
 ) -> None:
     """Fit the new auto-encoders of ``model`` to what ``dense`` does, without labels."""
-    check_calibration(model, images, options.calibration, runtime)
+    check_calibration(model, images, options.calibration, runtime, run.path)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
     runtime.prepare(dense)
     settings = (options.lowrank, options.calibration)
@@ -112,6 +112,7 @@ def _fit_auto_encoders(
             finished=saved.blocks,
             on_block=saved.add_block,
             stop=stop,
+            folder=run.path,
         )
 
 

@@ -94,7 +94,7 @@ def _calibrate(
     stop: StopRequest,
 ) -> None:
     """Fit block after block of ``model`` to those of ``reference``, without labels."""
-    check_calibration(model, images, options.calibration, runtime)
+    check_calibration(model, images, options.calibration, runtime, run.path)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
     runtime.prepare(reference)
     running = runtime.for_training
@@ -112,4 +112,5 @@ def _calibrate(
         finished=saved.blocks,
         on_block=saved.add_block,
         stop=stop,
+        folder=run.path,
     )
