@@ -70,7 +70,7 @@ def child(name: str, pictures: int, place: str, steps: int, folder: str) -> dict
             torch.randint(256, shape, dtype=torch.uint8), preprocess, runtime.device, pictures
         )
         settings = CalibrationSettings(calibrate_steps=steps, calibrate_crops=1)
-        peaks, begun = Peaks(), time.monotonic()
+        peaks, begun, worked = Peaks(), time.monotonic(), time.process_time()
         peaks.start()
         calibrate(
             student,
@@ -82,10 +82,10 @@ def child(name: str, pictures: int, place: str, steps: int, folder: str) -> dict
             reporter=QUIET,
             folder=Path(folder),
         )
-        seconds = time.monotonic() - begun
+        seconds, cpu = time.monotonic() - begun, time.process_time() - worked
         peaks.done.set()
         peaks.join()
-    return {"seconds": seconds, "own": peaks.own, "file": peaks.file}
+    return {"seconds": seconds, "cpu": cpu, "own": peaks.own, "file": peaks.file}
 
 
 def main() -> None:
@@ -101,13 +101,14 @@ def main() -> None:
         pictures, place = options.child
         print(json.dumps(child(options.model, int(pictures), place, options.steps, options.folder)))
         return
-    table = Table("pictures", "tokens in", "s", "own MiB", "file MiB", title=options.model)
+    table = Table("pictures", "tokens in", "s", "CPU s", "own MiB", "file MiB", title=options.model)
     for pictures in options.pictures:
         for place in ("memory", "file"):
             command = [sys.executable, __file__, "--model", options.model, "--steps", str(options.steps)]
             command += ["--folder", options.folder, "--child", str(pictures), place]
             found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            figures = (f"{found['seconds']:,.1f}", f"{found['own']:,.0f}", f"{found['file']:,.0f}")
+            seconds = (f"{found['seconds']:,.1f}", f"{found['cpu']:,.1f}")
+            figures = (*seconds, f"{found['own']:,.0f}", f"{found['file']:,.0f}")
             table.add_row(f"{pictures:,}", place, *figures)
     Console(width=90).print(table)
 
