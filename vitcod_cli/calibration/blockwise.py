@@ -63,9 +63,9 @@ def calibrate(
         scope: what is fitted: Q, K and the auto-encoders, or everything in the block.
         finished: the reports of the first blocks, if ``student`` holds them fitted already.
         on_block: called with the report of every block when it is done.
-        folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
         stop: a signal ends the calibration behind the step, with :class:`~vitcod_cli.errors.Interrupted` in all
             processes.
+        folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
 
     Returns:
         One report a block. A block that does not get better on held-out images, or diverges, keeps

@@ -46,12 +46,13 @@ class TokenStore:
             tokens: bytes of the tokens of this process. step: bytes of a step of calibration.
             device: that of the model. folder: for a file, where no memory has room.
         """
-        if device.type == "cuda" and least(available_gpu_memory(device), tokens + step) >= tokens + step:
+        on_gpu = device.type == "cuda"
+        tokens, step = max(gather_objects((tokens, step)))  # of the largest share, so that all choose alike
+        if on_gpu and tokens + step <= least(available_gpu_memory(device), tokens + step):
             return cls(device)
-        cpu = torch.device("cpu")
-        need = max(gather_objects(local_processes() * (tokens + (0 if device.type == "cuda" else step))))
+        need = max(gather_objects(local_processes())) * (tokens + (0 if on_gpu else step))
         fits = need <= _SHARE * least(available_memory(), math.ceil(need / _SHARE))
-        return cls(cpu, None if fits else folder)
+        return cls(torch.device("cpu"), None if fits else folder)
 
     def empty(self, shape: Sequence[int]) -> Tensor:
         """Room for float32 tokens [images, N, C] of any value.
