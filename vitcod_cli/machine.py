@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ def cpu_name() -> str:
 def cpu_features() -> frozenset[str]:
     """Instruction sets that the CPU has, as Linux spells them; empty elsewhere."""
     return frozenset((_of_the_cpu("flags") or _of_the_cpu("Features")).split())
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 faster than float32: in AMX tiles, or by instructions of AVX-512."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpu_features())
 
 
 def _of_the_cpu(field: str) -> str:
@@ -51,6 +57,15 @@ def available_gpu_memory(device: torch.device) -> int | None:
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes free on the disk of ``folder``, which need not be there yet; None where the system doesn't say."""
+    there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
+    try:
+        return None if there is None else shutil.disk_usage(there).free
+    except OSError:
+        return None
 
 
 def local_processes() -> int:

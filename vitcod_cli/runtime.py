@@ -9,11 +9,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.machine import has_fast_bfloat16
 from vitcod_cli.place import check_environment
 from vitcod_cli.settings import Settings, setting
 
@@ -35,8 +36,9 @@ class RuntimeSettings(Settings, panel="Runtime"):
     device: str = setting("auto", "Device: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
-        "Precision of the arithmetic; auto is bfloat16 on a GPU that has it, else float32. On a CPU, bfloat16 "
-        "pays where it has AMX or avx512_bf16, and is slow elsewhere.",
+        "Precision of the arithmetic; auto is bfloat16 on a GPU that has it. On a CPU, auto is bfloat16 for "
+        "calibration and training where that is fast (AMX or avx512_bf16), and float32 for evaluation, attention "
+        "maps and all else.",
     )
     seed: int = setting(0, "Seed of everything random, below 2**32.", minimum=0, maximum=2**32 - 1)
     deterministic: bool = setting(False, "Only algorithms that give the same bits every time.")
@@ -75,7 +77,8 @@ class Runtime:
     Attributes:
         settings: what was asked for.
         device: where this process computes.
-        dtype: of the arithmetic inside :meth:`autocast`; weights stay float32.
+        dtype: of the arithmetic inside :meth:`autocast`; weights stay float32. What is compared with published
+            figures is computed in it; calibration and training have that of :attr:`for_training`.
     """
 
     settings: RuntimeSettings
@@ -111,11 +114,17 @@ class Runtime:
             model.compile()
         return model
 
-    def advise(self, reporter: Reporter) -> None:
-        """Say so if another precision would be much faster here."""
-        if self.settings.precision == "auto" and self.device.type == "cpu" and _has_amx():
+    @property
+    def for_training(self) -> Runtime:
+        """The same with the precision of calibration and training."""
+        return replace(self, dtype=_pick_dtype(self.settings.precision, self.device, training=True))
+
+    def announce_precision(self, reporter: Reporter) -> None:
+        """Say so where calibration and training have another precision than evaluation."""
+        if self.for_training.dtype != self.dtype:
             reporter.info(
-                "This CPU has AMX: --precision bfloat16 is several times as fast as float32, the default."
+                "Calibration and training are in bfloat16, which this CPU computes fast, evaluation in float32; "
+                "--precision float32 or bfloat16 is for both."
             )
 
     def synchronize(self) -> None:
@@ -215,13 +224,6 @@ def free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _has_amx() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware of their own."""
-    import torch
-
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # not public, so it may go
-
-
 def _make_deterministic(device: torch.device) -> None:
     import torch
 
@@ -295,10 +297,13 @@ def usable_cores() -> int:
         return cores
 
 
-def _pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+def _pick_dtype(precision: str, device: torch.device, *, training: bool = False) -> torch.dtype:
     import torch
 
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = training and device.type == "cpu" and has_fast_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]

@@ -74,7 +74,13 @@ def test_faster_slower_or_nothing(masked: list[float], unmasked: list[float], ex
 
 
 def report(masked: list[float], unmasked: list[float]) -> Report:
-    environment = {"threads": 2, "precision": "float32", "compile": False, "channels_last": False}
+    environment = {
+        "threads": 2,
+        "precision": "float32",
+        "training_precision": "float32",
+        "compile": False,
+        "channels_last": False,
+    }
     environment |= {"deterministic": False, "device_name": "a CPU", "torch": "", "timm": "", "vitcod": ""}
     counts = {"model": COUNTS, "no mask": COUNTS}
     about = {"model": "m", "img_size": (8, 8), "tokens": 5, "source": "random weights", "mask": None}

@@ -119,7 +119,10 @@ def run(
         "init_from": checkpoint,
         "data": DataSettings(data_path=str(images), workers=workers),
         "output": OutputSettings(output_dir=str(folder), resume=resume, overwrite=overwrite),
-        "runtime": RuntimeSettings(**{"device": "cpu", "threads": 1, "seed": seed, **(runtime or {})}),
+        # In float32, so that no test depends on what the CPU is fast at.
+        "runtime": RuntimeSettings(
+            **{"device": "cpu", "precision": "float32", "threads": 1, "seed": seed, **(runtime or {})}
+        ),
     }
     chosen, quick = {**CALIBRATION, **calibration}, {"epochs": 0, "batch_size": 4, **(recipe or {})}
     reporter = reporter or SilentReporter()

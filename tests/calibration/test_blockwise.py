@@ -190,7 +190,7 @@ def test_no_gradient_is_left_for_the_first_training_step(tiny_config: ModelConfi
 
 def test_prefix_tokens_have_their_share_of_the_loss() -> None:
     target = torch.randn(64, 10, 6)
-    loss = OutputLoss.scaled_to(target, 1)
+    loss = OutputLoss.scaled_to(target, 1, CPU)
     wrong_prefix, wrong_rest = target.clone(), target.clone()
     wrong_prefix[:, 0] = target[:, 0].mean(dim=0)
     wrong_rest[:, 1:] = target[:, 1:].mean(dim=0)
@@ -201,8 +201,8 @@ def test_prefix_tokens_have_their_share_of_the_loss() -> None:
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_constant_targets_give_a_finite_loss(prefix: int) -> None:
     target = torch.ones(4, 5, 3)
-    assert OutputLoss.scaled_to(target, prefix)(target, target) == 0
-    assert OutputLoss.scaled_to(target, prefix)(target + 1, target).isfinite()
+    assert OutputLoss.scaled_to(target, prefix, CPU)(target, target) == 0
+    assert OutputLoss.scaled_to(target, prefix, CPU)(target + 1, target).isfinite()
 
 
 def test_a_teacher_of_another_shape_is_one_sentence(tiny_config: ModelConfig) -> None:
@@ -227,7 +227,7 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
 def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> None:
     tokens = torch.zeros(3 * 16, 17, 24)
     block = build_model(tiny_config).blocks[0]
-    loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1)
+    loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1, CPU)
     fit = block_fit.BlockFit(
         block=block,
         parameters=list(block.parameters()),

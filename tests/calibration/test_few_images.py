@@ -13,7 +13,7 @@ from stopping import BLOCKS, make_checkpoint, run
 from torch import nn
 
 import vitcod_cli
-from vitcod_cli import distributed
+from vitcod_cli import distributed, machine
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.calibration import checks
 from vitcod_cli.calibration.block_fit import BlockFit
@@ -23,11 +23,14 @@ from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data import calibration as data_calibration
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
 from vitcod_cli.signals import StopRequest
+from vitcod_cli.steps.evaluation import evaluate
+from vitcod_cli.steps.options import EvalOptions
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.875)
@@ -166,17 +169,21 @@ def test_too_much_for_the_memory_is_refused_with_numbers(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_estimate_is_what_images_and_tokens_take(monkeypatch: pytest.MonkeyPatch, masked: str) -> None:
+def test_the_estimate_is_what_images_and_tokens_take(
+    monkeypatch: pytest.MonkeyPatch, masked: str, tmp_path: Path
+) -> None:
+    """Where the disk has no room for tokens."""
+    monkeypatch.setattr(checks, "free_space", lambda folder: 0)
     model = vitcod_cli.load(masked, inference=False)
     settings = CalibrationSettings(calibrate_images=100, calibrate_crops=2, calibrate_batch_size=1)
     pixels, tokens = 200 * 3 * 32 * 32, 2 * 200 * 17 * 24 * 4
     for left, fits in ((pixels + tokens, False), (int(1.3 * (pixels + tokens)), True), (None, True)):
         monkeypatch.setattr(checks, "available_memory", lambda left=left: left)
         if fits:
-            checks.check_memory(model, PREPROCESS, 1000, settings, CPU)
+            checks.check_memory(model, PREPROCESS, 1000, settings, device=CPU, folder=tmp_path)
         else:
             with pytest.raises(VitcodError, match="on 100 images in 2 crops"):
-                checks.check_memory(model, PREPROCESS, 1000, settings, CPU)
+                checks.check_memory(model, PREPROCESS, 1000, settings, device=CPU, folder=tmp_path)
 
 
 def test_images_of_a_map_must_fit_too(
@@ -221,6 +228,35 @@ def test_half_precision_gets_as_far_as_single(masked: str, image_folder: Path, t
     assert gains["float32"] < 0.97
     assert gains["float16"] == pytest.approx(gains["float32"], abs=0.03)
     assert gains["bfloat16"] == pytest.approx(gains["float32"], abs=0.03)
+
+
+@pytest.mark.parametrize("step", ["lowrank", "sparse"])
+def test_by_itself_calibration_is_in_half_precision_and_all_else_in_single(
+    step: Any, dense: str, masked: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that is fast at bfloat16: heads are fitted and scores are taken in float32, as eval takes them."""
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset(["avx512_bf16"]))
+    heads, errors, scores = {}, {}, {}
+    for precision in ("auto", "float32", "bfloat16"):
+        folder = tmp_path / precision
+        run(step, dense if step == "lowrank" else masked, image_folder, folder, runtime={"precision": precision})
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        heads[precision] = [line for line in lines if line.get("stage") not in (None, "calibrate")]
+        errors[precision] = [line["error"] for line in lines if line.get("stage") == "calibrate"]
+        scores[precision] = lines[-1]["loss"]
+    options = EvalOptions(
+        checkpoint=[str(tmp_path / "auto" / "last.safetensors")],
+        data=DataSettings(data_path=str(image_folder), workers=0),
+        runtime=RuntimeSettings(device="cpu", threads=1),
+    )
+    assert evaluate(options).loss == pytest.approx(scores["auto"], rel=1e-6)
+    assert errors["auto"] != errors["float32"]
+    if step == "lowrank":
+        assert heads["auto"]
+        assert heads["auto"] == heads["float32"] != heads["bfloat16"]
+    else:
+        assert errors["auto"] == errors["bfloat16"]
+        assert scores["auto"] != pytest.approx(scores["bfloat16"], rel=1e-6)
 
 
 # -- teachers -----------------------------------------------------------------------------------------

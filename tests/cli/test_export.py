@@ -208,7 +208,8 @@ def test_a_fixed_batch_leaves_out_what_the_mask_prunes(
     output = f"model.{ending}"
     outcome = cli("export", "--checkpoint", "model.safetensors", "--output", output)
     assert "would save time with a fixed --batch-size of 1 or more." in outcome.err
-    assert export(cli, output, "--batch-size", 3, "--overwrite")["planned_blocks"] == 2
+    # Of the second block the head reads one row, which there is nothing to plan for.
+    assert export(cli, output, "--batch-size", 3, "--overwrite")["planned_blocks"] == 1
     images = images_of(3)
     run = torch.export.load(output).module() if ending == "pt2" else lambda x: run_onnx(output, x)
     torch.testing.assert_close(run(images).detach(), logits_of(model, images), rtol=1e-4, atol=1e-4)

@@ -25,6 +25,7 @@ from vitcod_cli.attention.collect import CollectingKernel
 from vitcod_cli.attention.importance import DamageKernel, fisher_direction
 from vitcod_cli.calibration.blockwise import apply_block, embed, fitted_parameters
 from vitcod_cli.calibration.objective import OutputLoss
+from vitcod_cli.calibration.token_store import TokenStore
 from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess, _figures
@@ -172,17 +173,20 @@ def test_images_come_to_the_gpu() -> None:
     _figures.cache_clear()  # fake ones must not be met by another test
 
 
+@pytest.mark.parametrize("place", [CUDA, torch.device("cpu")], ids=["GPU memory", "main memory"])
 @needs_fake_cuda
-def test_blocks_are_calibrated_on_the_gpu() -> None:
+def test_blocks_are_calibrated_on_the_gpu(place: torch.device) -> None:
+    """Wherever there is room for the tokens."""
     model = model_on(CUDA, "low-rank, sparse")
     with FakeTensorMode():
         model, running = moved(model, CUDA), runtime()
-        tokens = embed(model, [images(3), images(2)], 5, running)
-        assert tokens.device == CUDA
+        tokens = embed(model, [images(3), images(2)], 5, running, TokenStore(place))
+        assert tokens.device == place
         target = tokens.clone()
         apply_block(model.blocks[0], target, running)
-        loss = OutputLoss.scaled_to(target, 1)
-        assert loss(model.blocks[0](tokens), target).device == CUDA
+        loss = OutputLoss.scaled_to(target, 1, CUDA)
+        assert target.device == place
+        assert loss(model.blocks[0](tokens.to(CUDA)), target.to(CUDA)).device == CUDA
 
 
 @pytest.mark.parametrize("distill", ["none", "soft", "hard"])
@@ -229,7 +233,7 @@ def test_importance_backwards(kind: str) -> None:
 def test_a_block_backwards(scope: Any) -> None:
     block = model_on(META, "low-rank, sparse").to(META).blocks[0]
     tokens = torch.empty(3, 17, 24, device=META)
-    loss = OutputLoss.scaled_to(tokens, 1)
+    loss = OutputLoss.scaled_to(tokens, 1, META)
     loss(block(tokens), tokens).backward()
     assert all(parameter.grad is not None for parameter in fitted_parameters(block, scope))
 
@@ -245,6 +249,7 @@ ON_THE_CPU = {
     "attention/importance.py": "masks, which set_keep_mask moves; signs drawn on the CPU, moved at once",
     "calibration/block_fit.py": "a generator of the CPU, so that the images of a step are the same everywhere",
     "calibration/blockwise.py": "the tokens of no image",
+    "calibration/token_store.py": "what is mapped from a file is in main memory",
     "data/batches.py": "a generator of the CPU",
     "data/calibration.py": "the images stay in main memory",
     "data/order.py": "the order of the images is the CPU's",

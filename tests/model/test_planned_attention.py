@@ -129,10 +129,11 @@ def test_the_additive_mask() -> None:
 
 @pytest.fixture
 def large() -> VisionTransformer:
-    """24 x 24 patches, a mask that pays."""
+    """24 x 24 patches, a mask that pays; in two blocks and a last one, of which the head reads a single row."""
     config = config_of("class token")
-    model = random_model(config.changed(img_size=(192, 192)))
-    set_keep_mask(model, torch.stack([local_keep(3, (24, 24), 1, seed=seed) for seed in range(2)]))
+    kwargs = {**config.model_kwargs, "depth": 3}
+    model = random_model(config.changed(img_size=(192, 192), model_kwargs=kwargs))
+    set_keep_mask(model, torch.stack([local_keep(3, (24, 24), 1, seed=seed) for seed in range(3)]))
     return model
 
 
@@ -171,10 +172,10 @@ def test_a_plan_is_left_where_somebody_looks_inside(
     seen = plans_followed(large, monkeypatch)
     _, attention = collect(large, images)
     assert not attention[~torch.stack([layer.keep for layer in attentions(large)])].any()
-    observers = [ObservingKernel(), ObservingKernel()]
+    observers = [ObservingKernel(), ObservingKernel(), ObservingKernel()]
     with using(large, lambda index: observers[index]):
         large(images)
-    assert [logits.shape for kernel in observers for logits in kernel.seen] == [(8, 3, 577, 577)] * 2
+    assert [logits.shape for kernel in observers for logits in kernel.seen] == [(8, 3, 577, 577)] * 3
     with torch.autocast("cpu", torch.bfloat16):
         large(images)
     large.train()
@@ -193,7 +194,7 @@ def test_another_mask_after_preparing(large: VisionTransformer) -> None:
     expected = large(images)
     clear_keep_mask(large)
     dense = large(images)
-    set_keep_mask(large, torch.stack([local_keep(3, (24, 24), 1)] * 2))
+    set_keep_mask(large, torch.stack([local_keep(3, (24, 24), 1)] * 3))
     prepare_inference(large)
     set_keep_mask(large, other)
     torch.testing.assert_close(large(images), expected, rtol=1e-5, atol=1e-6)

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 import torch
 from runs import figures, weights
-from tiny import NO_CHANCE, tiny_config, train
+from tiny import NO_CHANCE, Colours, tiny_config, train
 from torch import Tensor
 
+from vitcod_cli import machine
+from vitcod_cli.data.loaders import eval_loader
+from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.evaluation.accuracy import evaluate
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import recording_reconstruction, set_keep_mask
-from vitcod_cli.runtime import RuntimeSettings, start
+from vitcod_cli.reporting import SilentReporter
+from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.training.network import TrainingModel
 
 CALM: dict[str, Any] = {"augmentation": NO_CHANCE, "drop_path": 0.0, "epochs": 2}
@@ -66,6 +71,24 @@ def test_the_loss_curve_stays(tmp_path: Path, runtime: dict[str, Any], tolerance
         assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=tolerance)
         assert other["train_recon_loss"] == pytest.approx(plain["train_recon_loss"], rel=tolerance)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "other", "last").values())
+
+
+def test_by_itself_training_is_in_half_precision_and_its_score_in_single(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that is fast at bfloat16: the very weights of bfloat16, scored as eval scores them."""
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset(["avx512_bf16"]))
+    result, model = train(tmp_path / "auto", runtime={"precision": "auto"}, **CALM)
+    half, _ = train(tmp_path / "half", runtime={"precision": "bfloat16"}, **CALM)
+    mine, expected = (weights(tmp_path / folder, "last") for folder in ("auto", "half"))
+    assert all(torch.equal(mine[name], expected[name]) for name in expected)
+    assert result.last.loss != half.last.loss
+    cpu = torch.device("cpu")
+    images = eval_loader(
+        Colours(21, seed=2), Preprocess((3, 16, 16), crop_pct=1.0), batch_size=12, workers=0, device=cpu
+    )
+    single = Runtime(RuntimeSettings(), cpu, torch.float32)
+    assert evaluate(model, images, single, SilentReporter()).loss == pytest.approx(result.last.loss, rel=1e-6)
 
 
 def test_the_loss_scale_is_part_of_the_state(tmp_path: Path) -> None:

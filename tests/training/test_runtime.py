@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import train
 
-from vitcod_cli import distributed
+from vitcod_cli import distributed, machine
 from vitcod_cli.cli import launch
 from vitcod_cli.cli.console import PlainReporter
 from vitcod_cli.errors import VitcodError
@@ -68,17 +68,24 @@ def test_auto_on_the_cpu_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("amx", "precision", "told"), [(True, "auto", 1), (True, "float32", 0), (False, "auto", 0)]
-)
-def test_a_cpu_with_amx_is_pointed_out(
-    amx: bool, precision: Any, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fast", ["amx_bf16", "avx512_bf16", "avx512f"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "float16"])
+def test_training_is_in_bfloat16_where_the_cpu_is_fast_at_it(
+    precision: Any, fast: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    """Unless told otherwise; what is compared with published figures stays in float32, and one line says so."""
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset(["avx2", fast]))
+    automatic = precision == "auto"
+    given = torch.float32 if automatic else getattr(torch, precision)
+    differs = automatic and fast.endswith("bf16")
     with start(RuntimeSettings(device="cpu", precision=precision)) as runtime:
-        runtime.advise(PlainReporter())
-        assert runtime.dtype == torch.float32
-    assert capsys.readouterr().err.count("--precision bfloat16") == told
+        assert runtime.dtype == given
+        assert runtime.for_training.dtype == (torch.bfloat16 if differs else given)
+        assert runtime.for_training.settings is runtime.settings
+        with runtime.for_training.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == runtime.for_training.dtype
+        runtime.announce_precision(PlainReporter())
+    assert capsys.readouterr().err.count("--precision") == differs
 
 
 def draws() -> tuple[float, float, float]:

@@ -113,7 +113,10 @@ def train(
         recipe=settings,
         augmentation=AugmentationSettings(**(augmentation or {})),
         data=DataSettings(workers=workers),
-        runtime=RuntimeSettings(**{"device": "cpu", "threads": 1, "deterministic": True, **(runtime or {})}),
+        # In float32, so that no test depends on what the CPU is fast at.
+        runtime=RuntimeSettings(
+            **{"device": "cpu", "precision": "float32", "threads": 1, "deterministic": True, **(runtime or {})}
+        ),
         output=OutputSettings(output_dir=str(folder), resume=resume),
     )
     images = Images(

@@ -24,7 +24,8 @@ class Counts:
         auto_encoder_parameters: those of the head auto-encoders.
         auto_encoder_macs: 0 where they are folded into qkv; behind a norm on Q and K they can't be.
         macs: multiply-accumulates of these, linear layers, convolutions and attention products; norms,
-            activations and softmax are left out, as is usual.
+            activations and softmax are left out, as is usual. Rows of the last block that the head doesn't read
+            (:mod:`vitcod_cli.model.read_rows`) are counted, so that figures are those that others publish.
         attention_macs: those of them in the blocks' Q K^T and A V, without regard to a mask.
         kept_attention_macs: those left when entries that the mask prunes are skipped. A dense kernel
             under a mask skips none; hardware made for the pattern does.

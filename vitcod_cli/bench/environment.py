@@ -24,6 +24,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "threads": torch.get_num_threads(),
         "precision": str(runtime.dtype).removeprefix("torch."),
+        "training_precision": str(runtime.for_training.dtype).removeprefix("torch."),
         "compile": settings.compile,
         "channels_last": settings.channels_last,
         "deterministic": settings.deterministic,

@@ -120,7 +120,8 @@ def measure(models: dict[str, Subject], settings: BenchOptions, runtime: Runtime
                 torch.compiler.reset()  # else a second batch size gets code for any size, which is slower
             # One line, no bar: drawing a bar would take time from what is measured.
             reporter.info(f"Measuring {mode}, batch {batch_size}.")
-            measurements = _Case(mode, batch_size, settings, runtime, optimizers).measure(ready)
+            running = runtime.for_training if mode == "training" else runtime
+            measurements = _Case(mode, batch_size, settings, running, optimizers).measure(ready)
             results.measurements.extend(measurements)
             results.comparisons.extend(_compare(measurements))
     return results

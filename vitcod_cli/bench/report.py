@@ -96,6 +96,9 @@ class Report:
             f"{env['threads']} threads" if env["threads"] > 1 else "1 thread",
             env["precision"],
         ]
+        trained = any(one.mode == "training" for one in self.results.measurements)
+        if trained and env["training_precision"] != env["precision"]:
+            how.append(f"training in {env['training_precision']}")
         how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if env[word]]
         heading = Table.grid(padding=(0, 1, 0, 0))
         heading.add_column(min_width=8, no_wrap=True)

@@ -34,7 +34,6 @@ def bench(options: BenchOptions, reporter: Reporter) -> Report:
         networks = [one for one in models.values() if isinstance(one, VisionTransformer)]
         if options.training and not all(one.num_classes for one in networks):
             raise VitcodError("A model of 0 classes has nothing to train; add --no-training.")
-        runtime.advise(reporter)
         counts = {
             name: count(runtime.prepare(one)) for name, one in models.items() if isinstance(one, VisionTransformer)
         }

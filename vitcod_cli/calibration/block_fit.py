@@ -69,7 +69,8 @@ class BlockFit:
         parameters: those of them that are fitted.
         tokens: [images, N, C], what enters the block; ``crops`` views of each image, all images in
             their first view before all in their second.
-        target: [images, N, C], what the teacher's block makes of its own tokens.
+        target: [images, N, C], what the teacher's block makes of its own tokens; both may be on another device
+            than the block.
         stop: asked behind every step; the processes agree.
     """
 
@@ -121,12 +122,13 @@ class BlockFit:
     @torch.no_grad()
     def held_out_error(self) -> float:
         """Mean error over the held-out images of all processes."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.tokens.device)
+        device = self.runtime.device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         with between_steps(self.stop):
             for part in torch.split(self.held, FORWARD_BATCH) if len(self.held) else ():
                 with self.runtime.autocast():
-                    output = self.block(self.tokens[part])
-                error = self.loss(output, self.target[part]) * len(part)
+                    output = self.block(self.tokens[part].to(device))
+                error = self.loss(output, self.target[part].to(device)) * len(part)
                 sums += torch.stack([error, sums.new_tensor(len(part))])
         total, count = distributed.all_reduce_sum(sums).tolist()
         return float(total / count)
@@ -145,8 +147,8 @@ class BlockFit:
             sample = self.fitted[torch.randint(len(self.fitted), (batch,), generator=generator)]
             self.block.zero_grad()  # of what isn't fitted, too
             with self.runtime.autocast():
-                output = self.block(self.tokens[sample])
-            loss = self.loss(output, self.target[sample])
+                output = self.block(self.tokens[sample].to(self.runtime.device))
+            loss = self.loss(output, self.target[sample].to(self.runtime.device))
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             signals = average_gradients(self.parameters, [self.stop.interrupted, self.stop.terminated])
             if any(signals):

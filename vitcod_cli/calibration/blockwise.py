@@ -3,12 +3,14 @@
 Each block is fed with what the already fitted blocks before it make of the images, and is fitted to
 what the teacher's block makes of the teacher's own tokens: it learns to make up for the errors that
 reach it, too. Nothing flows backwards through more than one block, so a step costs 1/L of a training
-step, and the tokens of all images are kept in memory instead of being computed again.
+step, and the tokens of all images are kept instead of being computed again, in memory or in a file.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -22,11 +24,13 @@ from vitcod_cli.calibration.block_fit import (
     between_steps,
     fitted_parameters,
 )
-from vitcod_cli.calibration.checks import check_shares
+from vitcod_cli.calibration.checks import check_shares, step_bytes, tokens_bytes
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.calibration.token_store import TokenStore
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.renormalise import Renormalise
+from vitcod_cli.machine import gigabytes
 from vitcod_cli.model.passes import tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter
@@ -46,6 +50,7 @@ def calibrate(
     finished: Sequence[BlockReport] = (),
     on_block: Callable[[BlockReport], None] = lambda report: None,
     stop: StopRequest | None = None,
+    folder: Path | None = None,
 ) -> list[BlockReport]:
     """Fit ``student``'s blocks in place, first to last; the teacher can be released afterwards.
 
@@ -60,6 +65,7 @@ def calibrate(
         on_block: called with the report of every block when it is done.
         stop: a signal ends the calibration behind the step, with :class:`~vitcod_cli.errors.Interrupted` in all
             processes.
+        folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
 
     Returns:
         One report a block. A block that does not get better on held-out images, or diverges, keeps
@@ -72,6 +78,7 @@ def calibrate(
     student.eval()
     teacher.eval()
     stop = stop or StopRequest()
+    store = _store(student, len(images), settings, runtime=runtime, folder=folder, reporter=reporter)
     reports, blocks = list(finished), len(student.blocks)
     steps = settings.calibrate_steps
     with reporter.progress("calibrate", blocks * steps, unit="steps") as progress, stop.deferred():
@@ -79,7 +86,8 @@ def calibrate(
         def on_step(error: float) -> None:
             progress.advance(1, block=f"{len(reports) + 1}/{blocks}", error=error)
 
-        for index, (tokens, target) in enumerate(walk_blocks(student, teacher, images, runtime, stop)):
+        walk = walk_blocks(student, teacher, images, runtime, stop=stop, store=store)
+        for index, (tokens, target) in enumerate(walk):
             if index < len(finished):
                 progress.advance(steps)
                 continue
@@ -88,7 +96,7 @@ def calibrate(
             fit = BlockFit(
                 block=block,
                 parameters=fitted_parameters(block, scope),
-                loss=OutputLoss.scaled_to(target, student.num_prefix_tokens),
+                loss=OutputLoss.scaled_to(target, student.num_prefix_tokens, runtime.device),
                 tokens=tokens,
                 target=target,
                 crops=images.crops,
@@ -104,6 +112,26 @@ def calibrate(
     stop.where = ""
     _tell_of_success(reports, reporter)
     return reports
+
+
+def _store(
+    student: VisionTransformer,
+    views: int,
+    settings: CalibrationSettings,
+    *,
+    runtime: Runtime,
+    folder: Path | None,
+    reporter: Reporter,
+) -> TokenStore:
+    """Where the tokens of ``views`` images of this process go; says so if that is a file."""
+    tokens, step = tokens_bytes(student, views, settings), step_bytes(student, views, settings)
+    store = TokenStore.choose(tokens, step, runtime.device, folder or Path(tempfile.gettempdir()))
+    if store.folder is not None:
+        reporter.info(
+            f"The tokens of the calibration images don't fit into memory: {gigabytes(tokens)} of them are in a "
+            f"temporary file in {store.folder}."
+        )
+    return store
 
 
 def _tell_of_success(reports: list[BlockReport], reporter: Reporter) -> None:
@@ -126,34 +154,41 @@ def walk_blocks(
     teacher: VisionTransformer,
     images: CalibrationImages,
     runtime: Runtime,
+    *,
     stop: StopRequest,
+    store: TokenStore,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each block: the student's tokens that enter it, and the teacher's that leave it, [images, N, C] each.
 
-    A block is applied to the student's tokens when the next pair is asked for, so that its fit counts. The next
-    pair lies in the memory of the one before.
+    A block is applied to the student's tokens when the next pair is asked for, so that its fit counts; behind the
+    last block nothing is asked for. The next pair lies in the memory of the one before.
     """
     with between_steps(stop):
         renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
-        tokens = embed(student, images.batches(FORWARD_BATCH), len(images), runtime)
-        teacher_tokens = embed(teacher, map(renormalise, images.batches(FORWARD_BATCH)), len(images), runtime)
+        tokens = embed(student, images.batches(FORWARD_BATCH), len(images), runtime, store)
+        others = map(renormalise, images.batches(FORWARD_BATCH))
+        teacher_tokens = embed(teacher, others, len(images), runtime, store)
+    fitted: nn.Module | None = None
     for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):
         with between_steps(stop):
+            if fitted is not None:
+                apply_block(fitted, tokens, runtime)
             apply_block(teacher_block, teacher_tokens, runtime)
         yield tokens, teacher_tokens
-        with between_steps(stop):
-            apply_block(student_block, tokens, runtime)
+        fitted = student_block
 
 
 @torch.no_grad()
-def embed(model: VisionTransformer, batches: Iterable[Tensor], count: int, runtime: Runtime) -> Tensor:
-    """The tokens [images, N, C] that enter the first block, of ``count`` images; float32."""
+def embed(
+    model: VisionTransformer, batches: Iterable[Tensor], count: int, runtime: Runtime, store: TokenStore
+) -> Tensor:
+    """The tokens [images, N, C] that enter the first block, of ``count`` images; float32, in ``store``."""
     tokens, start = torch.empty(0), 0
     for batch in batches:
         with runtime.autocast():
             part = tokens_of(model, batch)
         if not start:
-            tokens = part.new_empty((count, *part.shape[1:]), dtype=torch.float32)
+            tokens = store.empty((count, *part.shape[1:]))
         tokens[start : start + len(part)] = part
         start += len(part)
     return tokens
@@ -164,5 +199,5 @@ def apply_block(block: nn.Module, tokens: Tensor, runtime: Runtime) -> None:
     """Replace ``tokens`` [images, N, C] by what ``block`` makes of them, in batches."""
     for part in torch.split(tokens, FORWARD_BATCH):
         with runtime.autocast():
-            output = block(part)
+            output = block(part.to(runtime.device))
         part.copy_(output)

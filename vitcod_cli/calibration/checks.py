@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import nn
 
 from vitcod_cli import distributed
 from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.calibration.token_store import least
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.machine import available_gpu_memory, available_memory, gigabytes, local_processes
+from vitcod_cli.machine import available_gpu_memory, available_memory, free_space, gigabytes, local_processes
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import attention_shape, attentions
 
@@ -117,27 +119,36 @@ def check_memory(
     preprocess: Preprocess,
     available: int,
     settings: CalibrationSettings,
-    device: torch.device,
     *,
+    device: torch.device,
+    folder: Path,
     flag: str = "--calibrate-images",
 ) -> None:
-    """Raise a VitcodError if images, tokens and a step will not fit in memory; all processes call it together.
+    """Raise a VitcodError if images, tokens and a step will not fit; all processes call it together.
+
+    Images and a step must fit into memory, tokens into memory or a file.
 
     Args:
         available: images of the data set.
+        folder: for tokens that don't fit into memory; it need not be there yet.
         flag: the option that says how many of them are taken.
     """
     count = min(settings.calibrate_images, available)
     crops = settings.calibrate_crops if settings.enabled else 1
     views = math.ceil(count / distributed.world_size()) * crops
-    pixels, tokens = views * math.prod(preprocess.input_size), _tokens_memory(model, views, settings)
-    on_gpu = device.type == "cuda"
-    main = local_processes() * (pixels + (0 if on_gpu else tokens))
-    for need, left, what in (
-        (main, available_memory(), "main memory"),
-        (tokens if on_gpu else 0, available_gpu_memory(device), "GPU memory"),
+    images = views * math.prod(preprocess.input_size)
+    tokens, step = tokens_bytes(model, views, settings), step_bytes(model, views, settings)
+    on_gpu, processes = device.type == "cuda", local_processes()
+    main = processes * (images + (0 if on_gpu else step))
+    left = least(available_memory(), main + processes * tokens)
+    space = least(free_space(folder), processes * tokens)
+    gpu = least(available_gpu_memory(device), tokens + step) if on_gpu else 0
+    spilled = main + processes * tokens > left and not (on_gpu and tokens + step <= gpu)
+    for need, most, what in (
+        (main, left, "main memory"),
+        (step if on_gpu else 0, gpu, "GPU memory"),
+        (processes * tokens if spilled else 0, space, f"memory or of the disk of {folder}"),
     ):
-        most = min((value for value in distributed.gather_objects(left) if value is not None), default=need)
         if need > most:
             raise VitcodError(
                 f"Calibration on {count} images in {crops} crops needs about {gigabytes(need)} of {what}, and "
@@ -146,11 +157,15 @@ def check_memory(
             )
 
 
-def _tokens_memory(model: VisionTransformer, views: int, settings: CalibrationSettings) -> int:
-    """Bytes of the student's and the teacher's tokens, and of one step on some of them."""
+def tokens_bytes(model: VisionTransformer, views: int, settings: CalibrationSettings) -> int:
+    """Bytes of the student's and the teacher's tokens of ``views`` images."""
+    return 4 * 2 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
+
+
+def step_bytes(model: VisionTransformer, views: int, settings: CalibrationSettings) -> int:
+    """Bytes of one step on some of ``views`` images, about."""
     if not settings.enabled:
         return 0
     tokens, width = attention_shape(model)[-1], int(model.embed_dim)
     batch = min(views, max(1, settings.calibrate_batch_size // distributed.world_size()))
-    step = batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)
-    return 4 * (2 * views * tokens * width + step)
+    return 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)

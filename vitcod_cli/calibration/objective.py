@@ -28,14 +28,14 @@ class OutputLoss:
     weights: Tensor
 
     @classmethod
-    def scaled_to(cls, target: Tensor, num_prefix_tokens: int) -> OutputLoss:
-        """The loss for outputs like ``target`` [images, N, C] (all processes' images together)."""
-        shift = distributed.broadcast(target[:1].mean(dim=0).clone())
-        sums = torch.zeros(2, *shift.shape, dtype=torch.float64, device=target.device)
+    def scaled_to(cls, target: Tensor, num_prefix_tokens: int, device: torch.device) -> OutputLoss:
+        """The loss, on ``device``, for outputs like ``target`` [images, N, C] (all processes' images together)."""
+        shift = distributed.broadcast(target[:1].to(device).mean(dim=0).clone())
+        sums = torch.zeros(2, *shift.shape, dtype=torch.float64, device=device)
         for part in torch.split(target, _BATCH):  # of all at once there would be two copies
-            centred = (part - shift).double()
+            centred = (part.to(device) - shift).double()
             sums += torch.stack([centred.sum(dim=0), centred.square().sum(dim=0)])
-        count = distributed.all_reduce_sum(torch.tensor(float(len(target)), device=target.device).double())
+        count = distributed.all_reduce_sum(torch.tensor(float(len(target)), device=device).double())
         first, second = distributed.all_reduce_sum(sums) / count
         variance = (second - first.square()).clamp_min(0).mean(dim=-1)  # [N]
 

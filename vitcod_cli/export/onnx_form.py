@@ -100,7 +100,7 @@ class LowRankProjection(nn.Module):
 
 
 class PackedMask(nn.Module):
-    """A mask bool [H, N, N] as one bit for each entry; called, what is added to logits: [1, H, N, N]."""
+    """A mask bool [H, R, N] as one bit for each entry; called, what is added to logits: [1, H, R, N]."""
 
     def __init__(self, keep: Tensor) -> None:
         super().__init__()
@@ -124,9 +124,11 @@ class OnnxKernel(Kernel):
     """All entries in one operator: onnxruntime's, which is fused on a CPU without a mask, or standard ones.
 
     Args:
-        keep: bool [H, N, N] or None.
+        keep: bool [H, N, N] or None; its rows are those of the queries.
         portable: see :func:`use_onnx_form`.
     """
+
+    needs_all_rows = False
 
     def __init__(self, keep: Tensor | None, *, portable: bool) -> None:
         super().__init__()

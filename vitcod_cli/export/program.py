@@ -21,6 +21,7 @@ from vitcod_cli.export.onnx_form import LowRankProjection, use_onnx_form
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel
 from vitcod_cli.model.layers import attentions, prepare_inference
+from vitcod_cli.model.read_rows import rows_read
 
 ONNX_BYTES = 2**31 - 2**26
 """Weights that fit into one ONNX file: protocol buffers end at 2 GiB."""
@@ -38,7 +39,8 @@ class InferenceProgram(nn.Module):
         batch_size: images in every batch; None: any number, and then nothing can be planned.
 
     Attributes:
-        planned: how many of the ``num_blocks`` blocks leave out what the mask prunes.
+        planned: how many of the ``num_blocks`` blocks leave out what the mask prunes. The last one never does
+            where the head reads some of its rows alone: all other rows are left out.
         least_batch: smallest fixed batch at which a block would; None if no block ever would.
         products: share of the logits of attention that is computed.
         dense_bytes: what the weights take without auto-encoders and mask.
@@ -60,6 +62,9 @@ class InferenceProgram(nn.Module):
                     kernel.additive = None
                 else:
                     layer.kernel = FusedKernel(kernel.additive)
+        rows, last = rows_read(model), layers[-1].kernel
+        if rows is not None and isinstance(last, FusedKernel) and last.additive is not None:
+            last.additive = last.additive[:, :, :rows].clone()
         self.num_blocks = len(layers)
         plans = [layer.kernel.plan for layer in layers if isinstance(layer.kernel, PlannedKernel)]
         self.planned = len(plans)

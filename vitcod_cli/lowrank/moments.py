@@ -61,6 +61,8 @@ class TokenMoments:
 class MomentKernel(FusedKernel):
     """Fused attention that sums the moments of one layer over batches."""
 
+    needs_all_rows = True
+
     def __init__(self, attention: SparseLowRankAttention, num_prefix_tokens: int) -> None:
         super().__init__()
         weight = attention.qkv.weight

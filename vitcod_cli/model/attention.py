@@ -97,20 +97,21 @@ class SparseLowRankAttention(Attention):
         self.kernel = FusedKernel()
 
     @torch.no_grad()
-    def prepare_inference(self, grid: tuple[int, int], dtype: torch.dtype) -> None:
+    def prepare_inference(self, grid: tuple[int, int], dtype: torch.dtype, *, plan: bool = True) -> None:
         """Do once what needs no image: fold the auto-encoder, and take a kernel that has prepared the mask.
 
         Args:
             grid: patches along height and width.
             dtype: what attention will be computed in.
+            plan: whether all rows will be computed, so that a plan may pay.
         """
         self.fold()
         if self.keep is None:
             return
-        additive, plan = additive_mask(self.keep, dtype)[None], None
-        if self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
-            plan = plan_attention(self.keep, grid)
-        kernel = FusedKernel(additive) if plan is None else PlannedKernel(plan, additive)
+        additive, planned = additive_mask(self.keep, dtype)[None], None
+        if plan and self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
+            planned = plan_attention(self.keep, grid)
+        kernel = FusedKernel(additive) if planned is None else PlannedKernel(planned, additive)
         self.kernel = kernel.train(self.training)
 
     @torch.no_grad()
@@ -169,19 +170,25 @@ class SparseLowRankAttention(Attention):
 
     # -- forward ------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rows: int | None = None
+    ) -> Tensor:
         """Attention over tokens ``x`` [B, N, C]; returns [B, N, C]. The mask is the fixed one.
+
+        Args:
+            rows: compute the first so many rows alone, [B, rows, C].
 
         Raises:
             ValueError: if timm passes a mask of its own: two patterns at once mean nothing here.
         """
         if attn_mask is not None or is_causal:
             raise ValueError("SparseLowRankAttention has its own fixed mask and takes no other")
-        heads = self.project(x)
-        return self.output(x, self.kernel(heads, self.keep, self.attn_drop.p if self.training else 0.0))
+        heads = self.project(x, rows)
+        attended = self.kernel(heads, self.keep, self.attn_drop.p if self.training else 0.0)
+        return self.output(x if rows is None else x[:, :rows], attended)
 
-    def project(self, x: Tensor) -> Heads:
-        """Q, K (reconstructed) and V of tokens ``x`` [B, N, C]."""
+    def project(self, x: Tensor, rows: int | None = None) -> Heads:
+        """Q, K (reconstructed) and V of tokens ``x`` [B, N, C]; Q of the first ``rows`` alone, if given."""
         self.reconstruction_loss = None
         device, tokens = x.device.type, x
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -189,12 +196,25 @@ class SparseLowRankAttention(Attention):
         if fold and self.record_reconstruction:
             x = x.to(dtype)  # once for both
             self.reconstruction_loss = self._folded_reconstruction(x)
-        packed = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
-        q, k, v = packed.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        packed: Tensor | None = None
+        if rows is None or (self.record_reconstruction and not fold):  # the loss is over all of Q
+            packed = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
+            q, k, v = self._heads(packed)
+        else:
+            weight, bias = self.folded_qkv() if fold else (self.qkv.weight, self.qkv.bias)
+            rest = slice(self.attn_dim, None)
+            bias_q, bias_kv = (None, None) if bias is None else (bias[: self.attn_dim], bias[rest])
+            (q,) = self._heads(F.linear(x[:, :rows], weight[: self.attn_dim], bias_q))
+            k, v = self._heads(F.linear(x, weight[rest], bias_kv))
         if fold:
             return Heads(tokens, q, k, v, packed)
-        q, k = self.q_norm(q), self.k_norm(k)
-        return Heads(tokens, self._reconstruct(q, "q"), self._reconstruct(k, "k"), v, None)
+        q, k = self._reconstruct(self.q_norm(q), "q"), self._reconstruct(self.k_norm(k), "k")
+        return Heads(tokens, q if rows is None else q[:, :, :rows], k, v, None)
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """Of projected tokens [B, N, P*H*d] the ``P`` parts, some of Q, K and V: each [B, H, N, d]."""
+        parts = projected.reshape(*projected.shape[:2], -1, self.num_heads, self.head_dim)
+        return tuple(parts.permute(2, 0, 3, 1, 4).unbind(0))
 
     def output(self, x: Tensor, merged: Tensor) -> Tensor:
         """From attended values [B, N, H*d] to the layer's output: norm, gate, project."""

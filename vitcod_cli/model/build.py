@@ -15,6 +15,7 @@ from vitcod_cli.artifacts.model_arguments import check_model_kwargs, is_count, i
 from vitcod_cli.artifacts.model_config import ModelConfig, is_model_name
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.read_rows import leave_out_unread_rows
 from vitcod_cli.model.size import check_divides, check_fits_memory
 
 
@@ -36,6 +37,7 @@ def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransfo
     for module in model.modules():
         if isinstance(module, SparseLowRankAttention):
             module.add_auto_encoder(config.svd_type)
+    leave_out_unread_rows(model)
     model.vitcod_config = config  # type: ignore[assignment]
     return model
 

@@ -13,6 +13,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.kernels.base import Kernel
+from vitcod_cli.model.read_rows import rows_read
 
 
 def attentions(model: nn.Module) -> list[SparseLowRankAttention]:
@@ -87,8 +88,9 @@ def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float
         dtype: of the autocast that all forwards will run under; float32: without one. Weights that autocast
             would round to it at every forward are rounded once.
     """
+    unplanned = None if rows_read(model) is None else model.blocks[-1].attn
     for attention in attentions(model):
-        attention.prepare_inference(model.patch_embed.grid_size, dtype)
+        attention.prepare_inference(model.patch_embed.grid_size, dtype, plan=attention is not unplanned)
     if dtype != torch.float32:
         _round_weights(model, dtype)
 

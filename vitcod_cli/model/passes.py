@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def tokens_of(model: VisionTransformer, images: Tensor) -> Tensor:
-    """The tokens [B, N, C] that enter the first block, of images [B, C, H, W], in eval mode."""
-    tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+    """The tokens [B, N, C] that enter the first block, of images [B, C, H, W]."""
+    tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
     return tokens
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +90,7 @@ def compress(
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
+        running.announce_precision(reporter)
         dense = _dense(model, model_kwargs, reporter)
         _check_untreated(dense, svd_type)
         dense = running.prepare(dense).eval().requires_grad_()
@@ -110,13 +113,21 @@ def compress(
                     first,
                     lowrank_calibration,
                     scope="attention",
-                    runtime=running,
+                    runtime=running.for_training,
                     reporter=reporter,
                 )
         if mask is not None:
             set_keep_mask(student, _mask(student, first, mask, running, reporter))
             if calibration.enabled:
-                calibrate(student, dense, sample, calibration, scope="block", runtime=running, reporter=reporter)
+                calibrate(
+                    student,
+                    dense,
+                    sample,
+                    calibration,
+                    scope="block",
+                    runtime=running.for_training,
+                    reporter=reporter,
+                )
     return student.eval()
 
 
@@ -142,7 +153,8 @@ def _sample(
     if not isinstance(images, (str, os.PathLike)):
         return _gather(images, preprocess, settings.calibrate_images, runtime.device)
     found = open_unlabelled(images, reporter)
-    check_memory(model, preprocess, len(found), settings, runtime.device, flag="num_images")
+    folder = Path(tempfile.gettempdir())
+    check_memory(model, preprocess, len(found), settings, device=runtime.device, folder=folder, flag="num_images")
     return read_crops(
         found,
         preprocess,

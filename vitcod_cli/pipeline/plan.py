@@ -58,11 +58,12 @@ def measure_costs(
     parameters = list(block.parameters())
 
     def step() -> None:
-        with torch.enable_grad(), runtime.autocast():
+        with torch.enable_grad():
             torch.autograd.grad(block(tokens).float().square().mean(), parameters)
 
     workers = default_workers() if options.data.workers is None else options.data.workers
-    return from_main(Costs(_reading(images, preprocess) / max(workers, 1), forward, _seconds(step, runtime)))
+    read = _reading(images, preprocess) / max(workers, 1)
+    return from_main(Costs(read, forward, _seconds(step, runtime.for_training)))
 
 
 def _seconds(work: Callable[[], object], runtime: Runtime) -> float:

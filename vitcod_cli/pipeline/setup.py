@@ -120,7 +120,7 @@ def prepare(
         check_task(model, options.epochs)
         check_model(model)
         images = open_images(model, options.data, reporter)
-        check_calibration(model, images, options.calibration, runtime)
+        check_calibration(model, images, options.calibration, runtime, folder)
         with locked_folder(folder, reporter):
             yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)
 

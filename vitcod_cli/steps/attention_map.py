@@ -70,7 +70,6 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
             seed=options.runtime.seed,
             reporter=reporter,
         )
-        runtime.advise(reporter)
         runtime.compiled(runtime.prepare(model))
         attention, num_images = collect_attention(model, loader, runtime, reporter, options.max_images)
         importance = collect_importance(model, sample, runtime, reporter) if options.importance_images else None

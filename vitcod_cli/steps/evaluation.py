@@ -91,7 +91,6 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
                 reporter=reporter,
             )
         )
-        runtime.advise(reporter)
         reporter.info(_crop(first))
         networks = [_network(subject, first, runtime) for subject in subjects]
         begun = time.monotonic()

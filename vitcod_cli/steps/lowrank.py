@@ -93,11 +93,11 @@ def _fit_auto_encoders(
     stop: StopRequest,
 ) -> None:
     """Fit the new auto-encoders of ``model`` to what ``dense`` does, without labels."""
-    check_calibration(model, images, options.calibration, runtime)
+    check_calibration(model, images, options.calibration, runtime, run.path)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
     runtime.prepare(dense)
     settings = (options.lowrank, options.calibration)
-    identity = fingerprint("finetune-lowrank", model, dense, sample, runtime, *settings)
+    identity = fingerprint("finetune-lowrank", model, dense, sample, runtime.for_training, *settings)
     saved = SavedCalibration(run, model, identity, stop, reporter)
     saved.resume()
     if options.lowrank.init != "trunc-normal" and not saved.exists:
@@ -111,11 +111,12 @@ def _fit_auto_encoders(
             sample,
             options.calibration,
             scope="attention",
-            runtime=runtime,
+            runtime=runtime.for_training,
             reporter=reporter,
             finished=saved.blocks,
             on_block=saved.add_block,
             stop=stop,
+            folder=run.path,
         )
 
 

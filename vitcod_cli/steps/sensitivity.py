@@ -56,7 +56,6 @@ def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> Sens
         # Labels aren't looked at, so that they may be of other classes than the model's.
         held_out = open_dataset(options.data, "val", num_classes=None, reporter=reporter)
         train = None if given else open_dataset(options.data, "train", num_classes=None, reporter=reporter)
-        runtime.advise(reporter)
         runtime.prepare(model)
         read = partial(_read, model=model, options=options, runtime=runtime, reporter=reporter)
         images = read(held_out, options.images, "--images")

@@ -112,11 +112,15 @@ def read_crops(
 
 
 def check_calibration(
-    model: VisionTransformer, images: Images, settings: CalibrationSettings, runtime: Runtime
+    model: VisionTransformer, images: Images, settings: CalibrationSettings, runtime: Runtime, folder: Path
 ) -> None:
-    """Raise a VitcodError if there are too few images, or too little memory, for what ``settings`` ask for."""
+    """Raise a VitcodError if there are too few images, or too little room, for what ``settings`` ask for.
+
+    Args:
+        folder: of the run, for tokens that don't fit into memory.
+    """
     check_count(len(images.train), settings)
-    check_memory(model, images.preprocess, len(images.train), settings, runtime.device)
+    check_memory(model, images.preprocess, len(images.train), settings, device=runtime.device, folder=folder)
 
 
 def read_calibration_images(

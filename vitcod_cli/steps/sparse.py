@@ -98,10 +98,11 @@ def _calibrate(
     stop: StopRequest,
 ) -> None:
     """Fit block after block of ``model`` to those of ``reference``, without labels."""
-    check_calibration(model, images, options.calibration, runtime)
+    check_calibration(model, images, options.calibration, runtime, run.path)
     sample = read_calibration_images(images, options.calibration, options.data, runtime, reporter)
     runtime.prepare(reference)
-    identity = fingerprint("finetune-sparse", model, reference, sample, runtime, options.calibration)
+    running = runtime.for_training
+    identity = fingerprint("finetune-sparse", model, reference, sample, running, options.calibration)
     saved = SavedCalibration(run, model, identity, stop, reporter)
     saved.resume()
     calibrate(
@@ -110,9 +111,10 @@ def _calibrate(
         sample,
         options.calibration,
         scope="block",
-        runtime=runtime,
+        runtime=running,
         reporter=reporter,
         finished=saved.blocks,
         on_block=saved.add_block,
         stop=stop,
+        folder=run.path,
     )

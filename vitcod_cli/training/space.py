@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from torch import nn
 
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.machine import free_space
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.training.optimizer_layout import Layout, tensors_of_shape
 from vitcod_cli.training.recipe import Recipe
@@ -30,11 +30,7 @@ def check_space(folder: Path, model: nn.Module, recipe: Recipe, layout: Layout, 
 
 
 def _compare(folder: Path, least: int, most: int, reporter: Reporter) -> None:
-    there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
-    try:
-        free = None if there is None else shutil.disk_usage(there).free
-    except OSError:
-        free = None
+    free = free_space(folder)
     if free is None:
         return  # writing will tell
     if free < least:

@@ -63,6 +63,7 @@ def prepare(
     Args:
         model: built with the recipe's drop-path, weights loaded, mask set. It is moved to the device; its
             weights may still be changed before the training begins.
+        runtime: of the evaluations; steps are taken in its :attr:`~vitcod_cli.runtime.Runtime.for_training`.
         teacher: for ``--distill`` and distillation without labels. It gets the images as its own
             ``pretrained_cfg`` normalises them.
         judge: the model as it was, which takes images as ``model`` does. Unless there is a teacher, it is what the
@@ -73,6 +74,7 @@ def prepare(
         VitcodError: if settings, images, models and this machine don't go together.
     """
     recipe, augmentation = options.recipe, options.augmentation
+    runtime.announce_precision(reporter)
     check_recipe(recipe, augmentation)
     check_parts(model, images, recipe, augmentation, teacher)
     with _on_device(runtime):
@@ -148,7 +150,6 @@ class Training:
             Interrupted: after a signal; the state is saved.
         """
         model, recipe, runtime = self.model, self.options.recipe, self.runtime
-        runtime.advise(self.reporter)
         if isinstance(model, VisionTransformerDistilled):
             model.set_distilled_training(self.criterion.teacher is not None)
         network = over_processes(TrainingModel(model), runtime)
@@ -175,7 +176,7 @@ class Training:
                     criterion=self.criterion,
                     mixup=self.mixup,
                     recipe=recipe,
-                    runtime=runtime,
+                    runtime=runtime.for_training,
                     stop=stop,
                 ),
                 schedule=EpochSchedule(trained.optimizer, recipe),
@@ -201,7 +202,9 @@ class Training:
             model,
             ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
             make_optimizer(model, recipe, recipe.scaled_lr(distributed.world_size())),
-            torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.dtype == torch.float16),
+            torch.amp.GradScaler(
+                self.runtime.device.type, enabled=self.runtime.for_training.dtype == torch.float16
+            ),
             self.layout,
         )
 
@@ -265,7 +268,7 @@ def _announce(loop: Loop, model: VisionTransformer) -> None:
         parts += f" x {recipe.accumulate_steps} accumulated"
     scaled = "not scaled" if recipe.unscale_lr else f"{recipe.lr:g} x {batch} / 512"
     ema = f"EMA decay {recipe.model_ema_decay:g}" if recipe.model_ema else "no EMA"
-    dtype = str(loop.runtime.dtype).removeprefix("torch.")
+    dtype = str(loop.stepper.runtime.dtype).removeprefix("torch.")
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     reporter.info(
         f"Global batch {batch} ({parts}), learning rate {lr:g} ({scaled}), {loop.steps_per_epoch} steps per "

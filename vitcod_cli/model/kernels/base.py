@@ -13,7 +13,8 @@ class Heads(NamedTuple):
 
     Attributes:
         tokens: the layer's input [B, N, C].
-        q, k, v: [B, H, N, d]; q and k behind their norms and auto-encoders.
+        q, k, v: [B, H, N, d]; q and k behind their norms and auto-encoders. Where only the first rows of the
+            output are wanted, q has only these.
         packed: [B, N, 3*H*d], what q, k and v are views of; None where they aren't.
     """
 
@@ -25,10 +26,17 @@ class Heads(NamedTuple):
 
 
 class Kernel(nn.Module):
-    """softmax(q k^T / sqrt(d)) v over the entries that a mask keeps. Subclasses say how."""
+    """softmax(q k^T / sqrt(d)) v over the entries that a mask keeps. Subclasses say how.
+
+    Attributes:
+        needs_all_rows: whether q must have a row for every token. If not, it may have the first ones alone, and
+            the first rows of the mask are theirs.
+    """
+
+    needs_all_rows = True
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
-        """Attended values, heads side by side: [B, N, H*d].
+        """Attended values, heads side by side: [B, N, H*d], N being the rows of q.
 
         Args:
             keep: bool [H, N, N] or None; True = this query may look at this key.

@@ -18,6 +18,8 @@ class FusedKernel(Kernel):
             ``keep`` where the arithmetic is in its dtype.
     """
 
+    needs_all_rows = False
+
     def __init__(self, additive: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("additive", additive, persistent=False)
@@ -26,13 +28,15 @@ class FusedKernel(Kernel):
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`Kernel`."""
         _, q, k, v, _ = heads
+        rows = q.shape[-2]
         half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-        if half_on_cpu and dropout == 0 and torch.is_grad_enabled() and q.requires_grad:
+        all_rows = rows == k.shape[-2]  # with a few, nothing is slow
+        if half_on_cpu and all_rows and dropout == 0 and torch.is_grad_enabled() and q.requires_grad:
             additive = None if keep is None else additive_mask(keep, q.dtype)
             with torch.autocast("cpu", enabled=False):
                 attended: Tensor = ExplicitAttention.apply(q, k, v, additive)
             return merge(attended)
-        mask = None if keep is None else keep[None]
+        mask = None if keep is None else keep[None, :, :rows]
         if self.additive is not None and self.additive.dtype == q.dtype:
-            mask = self.additive
+            mask = self.additive[:, :, :rows]
         return merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout))
