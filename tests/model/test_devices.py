@@ -247,6 +247,8 @@ FACTORIES = {
 ON_THE_CPU = {
     "artifacts/safetensors_file.py": "what is written comes from the CPU",
     "attention/importance.py": "masks, which set_keep_mask moves; signs drawn on the CPU, moved at once",
+    "attention/measure.py": "labels that nobody reads",
+    "attention/sensitivity.py": "a mask, which set_keep moves",
     "calibration/block_fit.py": "a generator of the CPU, so that the images of a step are the same everywhere",
     "calibration/blockwise.py": "the tokens of no image",
     "calibration/token_store.py": "what is mapped from a file is in main memory",
