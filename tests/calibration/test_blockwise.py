@@ -120,13 +120,18 @@ def test_a_block_that_diverges_keeps_its_best_state_and_is_named(
     assert reporter.warnings[-1].startswith("Calibration made no block better on held-out images")
 
 
+class Listener(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = ""
+
+    def info(self, text: str) -> None:
+        self.told += text
+
+
 def test_blocks_that_were_put_back_are_counted(tiny_config: ModelConfig) -> None:
-    class Listener(SilentReporter):
-        told = ""
-
-        def info(self, text: str) -> None:
-            self.told += text
-
     teacher, student = teacher_and_student(tiny_config)
     reporter = Listener()
     calibrate(
@@ -139,7 +144,43 @@ def test_blocks_that_were_put_back_are_counted(tiny_config: ModelConfig) -> None
         reporter=reporter,
         finished=[BlockReport(0, before=2.0, after=1.0, seconds=0.1)],
     )
-    assert "made 1 of 2 blocks better on held-out images; the others were put back as they were" in reporter.told
+    assert "made 1 of 2 blocks better on held-out images; the others are as they were" in reporter.told
+
+
+@pytest.mark.parametrize("error", [1.0, 0.0])
+def test_it_ends_behind_blocks_that_were_fitted_in_vain(tiny_config: ModelConfig, error: float) -> None:
+    """But not behind those that had nothing to gain."""
+    teacher, student = teacher_and_student(
+        tiny_config.changed(model_kwargs={**tiny_config.model_kwargs, "depth": 6})
+    )
+    reporter, blocks = Listener(), copy.deepcopy(student.blocks[4:].state_dict())
+    finished = [
+        BlockReport(index, before=before, after=after, seconds=0.1)
+        for index, (before, after) in enumerate([(2.0, 1.0), (error, error), (error, error), (error, error)])
+    ]
+    reports = calibrate(
+        student,
+        teacher,
+        calibration_images(),
+        CalibrationSettings(calibrate_steps=30, calibrate_lr=1e-2, calibrate_batch_size=8),
+        scope="block",
+        runtime=RUNTIME,
+        reporter=reporter,
+        finished=finished,
+    )
+    ended = error > 0
+    assert len(reports) == (4 if ended else 6)
+    assert (
+        all(
+            torch.equal(a, b)
+            for a, b in zip(blocks.values(), student.blocks[4:].state_dict().values(), strict=True)
+        )
+        == ended
+    )
+    told = (
+        "made 1 of 6 blocks better on held-out images; it ended behind block 4, as the last 3 had become no better"
+    )
+    assert (told in reporter.told) == ended
 
 
 def test_a_teacher_of_another_normalisation_sees_images_normalised_its_way(tiny_config: ModelConfig) -> None:

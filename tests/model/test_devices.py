@@ -263,7 +263,7 @@ ON_THE_CPU = {
     "export/program.py": "programs are exported and checked on the CPU",
     "model/kernels/planned.py": "plans are for CPUs",
     "model/load.py": "a mask, which set_keep_mask moves",
-    "pipeline/in_memory.py": "a mask, and labels that nobody reads",
+    "pipeline/in_memory.py": "a mask, which set_keep_mask moves",
     "pipeline/plan.py": "which images of a batch are taken, again and again",
     "training/preflight.py": "a tiny layer, to try an optimizer on; an image for a teacher, moved at once",
 }

@@ -37,6 +37,12 @@ from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
 
+GIVE_UP = 3
+"""Blocks in a row that a fit makes no better on held-out images before the calibration ends: errors of a good
+start are lowered in the first blocks, if at all."""
+_ROUNDING = 1e-4
+"""An error that bfloat16 can make; a block with more has something to gain."""
+
 
 def calibrate(
     student: VisionTransformer,
@@ -68,8 +74,9 @@ def calibrate(
         folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
 
     Returns:
-        One report a block. A block that does not get better on held-out images, or diverges, keeps
-        its best state, with a warning when it diverged, and one when no block got better.
+        One report a block that was tried. A block that does not get better on held-out images, or diverges, keeps
+        its best state, with a warning when it diverged, and one when no block got better. Behind ``GIVE_UP`` of
+        them in a row the other blocks stay as they are.
 
     Raises:
         VitcodError: if there are too few images, or a block yields values that are not finite.
@@ -91,6 +98,9 @@ def calibrate(
             if index < len(finished):
                 progress.advance(steps)
                 continue
+            if _in_vain(reports):
+                progress.advance(steps * (blocks - index))
+                break
             stop.where = f" in block {index + 1} of {blocks} of the calibration"
             block = student.blocks[index]
             fit = BlockFit(
@@ -110,7 +120,7 @@ def calibrate(
             reports.append(report)
             on_block(report)
     stop.where = ""
-    _tell_of_success(reports, reporter)
+    _tell_of_success(reports, blocks, reporter)
     return reports
 
 
@@ -134,13 +144,22 @@ def _store(
     return store
 
 
-def _tell_of_success(reports: list[BlockReport], reporter: Reporter) -> None:
+def _in_vain(reports: Sequence[BlockReport]) -> bool:
+    """Whether the last blocks have all become no better, so that those behind them won't either."""
+    last = reports[-GIVE_UP:]
+    return len(last) == GIVE_UP and all(report.before > _ROUNDING and not report.improved for report in last)
+
+
+def _tell_of_success(reports: list[BlockReport], blocks: int, reporter: Reporter) -> None:
     """Say how many blocks were put back as they were; warn if all were, though there was something to gain."""
-    improved = sum(report.improved for report in reports)
-    if 0 < improved < len(reports):
+    improved, left = sum(report.improved for report in reports), blocks - len(reports)
+    if 0 < improved < blocks:
+        others = (
+            f"; it ended behind block {len(reports)}, as the last {GIVE_UP} had become no better" if left else ""
+        )
         reporter.info(
-            f"Calibration made {improved} of {len(reports)} blocks better on held-out images; the others were put "
-            "back as they were."
+            f"Calibration made {improved} of {blocks} blocks better on held-out images{others}; the others are as "
+            "they were."
         )
     elif any(report.before > 0 for report in reports) and not improved:
         reporter.warn(
