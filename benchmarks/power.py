@@ -37,7 +37,7 @@ from vitcod_cli.data.labels import IMAGENET_CLASSES
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.evaluation.outcomes import Outcomes, compare, joined
-from vitcod_cli.evaluation.paired import accuracy_interval, paired_difference
+from vitcod_cli.evaluation.paired import accuracy_interval, mean_interval, paired_difference
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
@@ -85,14 +85,14 @@ def difference_of(seeds: Sequence[Outcomes], dense: Outcomes) -> dict[str, float
     middle = float(hits.sum()) / (count + 2)
     half = z * math.sqrt(max((float(np.square(hits).sum()) + 1) / (count + 2) - middle**2, 0) / (count + 2))
     losses = np.mean([one.loss for one in seeds], axis=0) - dense.loss
-    loss, error = float(losses.mean()), z * float(losses.std(ddof=1)) / math.sqrt(count)
+    loss_low, loss_high = mean_interval(losses)
     return {
         "points": 100 * float(hits.mean()),
         "low": 100 * max(middle - half, -1.0),
         "high": 100 * min(middle + half, 1.0),
-        "loss": loss,
-        "loss_low": loss - error,
-        "loss_high": loss + error,
+        "loss": float(losses.mean()),
+        "loss_low": loss_low,
+        "loss_high": loss_high,
     }
 
 

@@ -257,8 +257,11 @@ def test_a_map_of_dump_attn_takes_the_place_of_training_images(
 
 def test_a_folder_without_labels(cli: Cli, checkpoint: Path, image_folder: Path) -> None:
     """One folder for both splits: every fifth image is held out."""
-    words = (*WORDS, checkpoint, "--data-path", image_folder / "train", "--dataset", "images", "--sparsities", 0.5)
-    assert json.loads(cli(*words, "--json").out)["rows"][0]["images"] == 4
+    words = (*WORDS, checkpoint, "--data-path", image_folder / "train", "--sparsities", 0.5, "--json")
+    for more in (("--dataset", "images"), ()):
+        outcome = cli(*words, *more)
+        assert json.loads(outcome.out)["rows"][0]["images"] == 4
+    assert outcome.err.count("every fifth of its images is kept to judge by") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.features import nearness_of
-from vitcod_cli.evaluation.outcomes import Reference
+from vitcod_cli.evaluation.outcomes import ReferenceLogits
 from vitcod_cli.evaluation.passes import gathered
 from vitcod_cli.masks.partial import PartialMask
 from vitcod_cli.model.attention import SparseLowRankAttention
@@ -111,7 +111,7 @@ def _changes(
     with runtime.autocast():
         tokens = tokens_of(model, images)
         dense = answer_of(model, tokens).float()
-    reference = Reference(dense) if model.num_classes else None
+    reference = ReferenceLogits(dense) if model.num_classes else None
     for place, block in enumerate(model.blocks):
         for number, mask in enumerate(masks):
             if places[mask.block] != place:
@@ -134,7 +134,7 @@ def _pruned(layer: SparseLowRankAttention, mask: PartialMask) -> Iterator[None]:
         layer.set_keep(None)
 
 
-def _compared(answer: Tensor, dense: Tensor, reference: Reference | None) -> Changes:
+def _compared(answer: Tensor, dense: Tensor, reference: ReferenceLogits | None) -> Changes:
     if reference is None:
         error = nearness_of(answer, dense)[1]
         return np.stack([error, np.zeros_like(error)])

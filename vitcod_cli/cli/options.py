@@ -116,9 +116,8 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 def _parameter(option: Option) -> inspect.Parameter:
     """What Typer makes an option, or an argument, of. Ranges are left to the settings class: exit code 1."""
-    info, hint = option.info, option.type
+    info, hint, complete = option.info, option.type, _COMPLETED.get(option.name)
     if info.positional:
-        complete = _COMPLETED.get(option.name)
         argument = typer.Argument(help=info.help, metavar=info.metavar, autocompletion=complete)
         default = inspect.Parameter.empty if option.default is MISSING else option.default
         return _keyword(option.name, default, Annotated[hint, argument])
@@ -141,7 +140,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         show_default=show_default,
         rich_help_panel=info.panel,
         hidden=info.hidden,
-        autocompletion=_COMPLETED.get(option.name),
+        autocompletion=complete,
     )
     return _keyword(option.name, None if default is MISSING else default, Annotated[hint, declaration])
 

@@ -132,14 +132,14 @@ def compare(
     """
     found: list[list[Outcomes]] = [[] for _ in models]
     for logits, targets in outputs_of(models, loader, runtime, reporter, description):
-        reference = Reference(logits[0])
+        reference = ReferenceLogits(logits[0])
         labels = targets.to(runtime.device) if labelled else reference.choice
         for parts, own in zip(found, logits, strict=True):
             parts.append(reference.outcomes(own, labels))
     return [joined(parts) for parts in gathered(found)]
 
 
-class Reference:
+class ReferenceLogits:
     """What a batch is compared with; logits float32 [B, classes].
 
     Attributes:

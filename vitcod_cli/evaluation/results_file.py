@@ -24,18 +24,9 @@ COLUMNS = (
     *("difference", "low", "high", "p", "against", "precision", "data_path", "split"),
 )
 FEATURE_COLUMNS = (
-    *(
-        "model",
-        "param_count",
-        "img_size",
-        "crop_pct",
-        "interpolation",
-        "checkpoint",
-        "mask",
-        "sparsity",
-        "svd_type",
-    ),
-    *("cosine", "cosine_p5", "relative_error", "images", "against", "precision", "data_path", "split"),
+    *("model", "param_count", "img_size", "crop_pct", "interpolation", "checkpoint", "mask", "sparsity"),
+    *("svd_type", "cosine", "cosine_p5", "relative_error", "images"),
+    *("against", "precision", "data_path", "split"),
 )
 """Of models without a head."""
 

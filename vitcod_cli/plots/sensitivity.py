@@ -20,6 +20,8 @@ _PANELS = 4
 """Of heads, side by side."""
 _RANGE = 1e-3
 """Of the largest change, from where on heads have one colour: those that matter are to be told apart."""
+_SMALLEST = 1e-4
+"""Of the largest change, what is still told from 0: a smaller one would leave the curves no room."""
 _Z = 1.96
 _FEW = 8
 """Heads of a block whose numbers have room in a cell."""
@@ -45,7 +47,7 @@ def save_sensitivity(path: str, rows: Sequence[Row], measure: str, *, title: str
     what = "head" if "head" in rows[0] else "block"
     note = f"One {what} alone is pruned, all others stay dense; mean over {rows[0]['images']} held-out images."
     if what == "block":
-        note += " Bands: 95 % intervals. What is 0 lies on the lower edge."
+        note += "\nBands: 95 % intervals. What is less than the scale shows lies on its lower edge."
     figure.supxlabel(note, fontsize=FONT - 3, color=_GREY, x=0.01, ha="left", parse_math=False)
     save_figure(figure, path, Path(path).suffix[1:].lower())
 
@@ -134,9 +136,9 @@ def _cells(rows: Sequence[Row], measure: str, shape: tuple[int, int]) -> NDArray
 
 
 def _floor(values: Sequence[float]) -> float:
-    """What takes the place of 0 on a logarithmic scale: below all that is above it."""
+    """What takes the place of 0 and of next to nothing on a logarithmic scale."""
     above = [value for value in values if value > 0]
-    return max(min(above) / 2, max(above) * 1e-6) if above else 1e-6
+    return max(min(above) / 2, max(above) * _SMALLEST) if above else _SMALLEST
 
 
 def _shades(count: int) -> list[Any]:

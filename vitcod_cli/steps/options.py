@@ -92,6 +92,10 @@ class AttentionMapOptions(Settings):
     result: ResultSettings = field(default_factory=ResultSettings)
 
 
+MAP_IMAGES = 64
+"""Of a map that ``sensitivity`` measures, unless it is told another number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SensitivityOptions(Settings, panel="Mask"):
     """Options of ``sensitivity``: what of whose attention is pruned, how far, and which images judge it."""
@@ -123,7 +127,7 @@ class SensitivityOptions(Settings, panel="Mask"):
         "Training images that attention and importance are measured on; needs no labels.",
         metavar="N",
         minimum=1,
-        show_default="64",
+        show_default=str(MAP_IMAGES),
     )
     images: int = setting(
         64,

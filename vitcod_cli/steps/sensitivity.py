@@ -29,9 +29,7 @@ from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.plots.sensitivity import save_sensitivity
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
-from vitcod_cli.steps.options import SensitivityOptions
-
-MAP_IMAGES = 64
+from vitcod_cli.steps.options import MAP_IMAGES, SensitivityOptions
 
 
 def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> SensitivityReport:
@@ -53,9 +51,9 @@ def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> Sens
             )
         fold_auto_encoders(model)
         given = None if options.attn_map is None else _read_map(options.attn_map, options, model)
-        # Labels aren't looked at, so that they may be of other classes than the model's.
-        held_out = open_dataset(options.data, "val", num_classes=None, reporter=reporter)
-        train = None if given else open_dataset(options.data, "train", num_classes=None, reporter=reporter)
+        # Nobody looks at labels, whatever head the model has: images in any folders will do.
+        train = None if given else open_dataset(options.data, "train", num_classes=0, reporter=reporter)
+        held_out = open_dataset(options.data, "val", num_classes=0, train=train, reporter=reporter)
         runtime.prepare(model)
         read = partial(_read, model=model, options=options, runtime=runtime, reporter=reporter)
         images = read(held_out, options.images, "--images")

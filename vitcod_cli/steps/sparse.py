@@ -65,7 +65,7 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
         sources = {"init_from": options.init_from, "mask": options.mask}
         with open_run("finetune-sparse", model, options, sources, reporter) as run:
             if options.calibration.enabled and not run.resumes:
-                # Without a judge held by the call alone: training has no use for a second model.
+                # If not the judge, it is held by the call alone: training has no use for a second model.
                 _calibrate(
                     model,
                     reference or judge or dense_copy(model),
