@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import vitcod_cli
+import vitcod_cli.pipeline.in_memory
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model, model_config
 from vitcod_cli.model.layers import keep_mask
@@ -115,6 +117,33 @@ def test_compress_a_timm_model_on_batches(dense: torch.nn.Module, allocate: bool
     with torch.no_grad():
         again = vitcod_cli.load(tmp_path / "compressed.safetensors")(images)
         torch.testing.assert_close(again, model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("via", "steps"), [((), [2]), ((0.4, 0.2, 0.8), [1, 1, 2])])
+def test_compress_goes_to_a_sparse_mask_in_stages(
+    dense: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, via: tuple[float, ...], steps: list[int]
+) -> None:
+    seen: list[tuple[float, int]] = []
+    calibrate = vitcod_cli.pipeline.in_memory.calibrate
+
+    def watched(student: Any, teacher: Any, images: Any, settings: Any, **rest: Any) -> Any:
+        keep = keep_mask(student)
+        assert keep is not None
+        seen.append((round(1 - keep.float().mean().item(), 1), settings.calibrate_steps))
+        return calibrate(student, teacher, images, settings, **rest)
+
+    monkeypatch.setattr(vitcod_cli.pipeline.in_memory, "calibrate", watched)
+    vitcod_cli.compress(
+        dense,
+        [torch.randn(6, 3, 32, 32)],
+        sparsity=0.6,
+        svd_type="none",
+        via=via,
+        calibration=vitcod_cli.CalibrationSettings(**{**QUICK, "calibrate_steps": 2}),
+        runtime=vitcod_cli.RuntimeSettings(threads=1),
+        model_kwargs=KWARGS,
+    )
+    assert seen == list(zip([*sorted(share for share in via if share < 0.6), 0.6], steps, strict=True))
 
 
 def test_compress_a_checkpoint_on_a_folder(tmp_path: Path, tiny_config: ModelConfig, image_folder: Path) -> None:

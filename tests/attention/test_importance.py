@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vitcod_cli.masks.allocate import allocated_mask
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
 from vitcod_cli.model.kernels.fused import FusedKernel
-from vitcod_cli.model.layers import attention_shape, attentions, keep_mask, set_keep_mask, using
+from vitcod_cli.model.layers import attention_shape, attentions, clear_keep_mask, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
 
@@ -181,6 +182,29 @@ def test_a_mask_of_the_model_stays_and_what_it_prunes_is_worth_least(model: Visi
     found = keep_mask(model)
     assert found is not None
     assert torch.equal(found, keep)
+
+
+def test_rounds_that_a_mask_has_behind_it_are_not_run(
+    model: VisionTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their order is replaced by that of the next, of the same entries: without them it is the same."""
+    keep = torch.from_numpy(allocated_mask(collect_importance(model, pictures(4), CPU, SilentReporter()), 0.75, 1))
+    set_keep_mask(model, keep)
+    measured = []
+    measure = importance.add_damage
+
+    def counted(*args: Any, seed: int, **kwargs: Any) -> None:
+        measured.append(seed)
+        measure(*args, seed=seed, **kwargs)
+
+    monkeypatch.setattr(importance, "add_damage", counted)
+    order = collect_importance(model, pictures(4), CPU, SilentReporter())
+    assert measured[0] == 2  # it leaves a quarter, as the second round does
+    clear_keep_mask(model)
+    set_keep_mask(model, keep)
+    monkeypatch.setattr(importance, "_has_more", lambda keep, sparsity: True)
+    np.testing.assert_array_equal(collect_importance(model, pictures(4), CPU, SilentReporter()), order)
+    assert measured.count(0) == measured.count(1) == 1
 
 
 def test_the_size_of_batches_makes_no_difference(model: VisionTransformer) -> None:

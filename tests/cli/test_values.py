@@ -58,7 +58,7 @@ ZERO_IS_SENSIBLE = {
     *("color_jitter", "hflip", "reprob", "smoothing", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob"),
     *("drop_path", "recon_weight", "distill_alpha", "model_ema_decay", "momentum", "weight_decay"),
     # a number like others
-    *("seed", "min_lr", "warmup_lr", "sparsity", "max_drop", "info_cut", "ratio", "std_coef"),
+    *("seed", "min_lr", "warmup_lr", "via", "sparsity", "max_drop", "info_cut", "ratio", "std_coef"),
 }
 NEGATIVE_IS_SENSIBLE = {"std_coef"}
 

@@ -121,6 +121,21 @@ def test_other_crops_are_of_the_same_pictures_in_the_same_order(tmp_path: Path) 
     assert numbers(whole(read(Numbered(200), 40, crops="random", draw=3))) == numbers(whole(numbered))
 
 
+def test_the_first_images_of_all_processes_are_shared_like_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = read(Numbered(200), 10)
+    few = everything.with_crops([everything]).first(4)
+    assert (numbers(whole(few)), few.num_images, few.crops) == (numbers(whole(everything))[:4], 4, 1)
+    assert len(everything.first(11)) == 10
+    shares = []
+    pixels = everything._images
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: 3)
+        mine = CalibrationImages(pixels[rank::3], MEDIUM, CPU, 10)
+        shares += numbers(whole(mine.first(4)))
+    assert sorted(shares) == sorted(numbers(whole(few)))
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_images_are_enough(count: int) -> None:
     assert len(read(Numbered(200), count)) == len(read(Numbered(count), 200)) == count

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Cli, Outcome
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 import vitcod_cli.pipeline.compress
 import vitcod_cli.pipeline.stages
+from vitcod_cli.artifacts.mask import read_mask
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
 KWARGS = ("--model-kwargs", "patch_size=8", "embed_dim=24", "depth=2", "num_heads=3")
@@ -64,9 +68,46 @@ def test_from_weights_to_a_model(compress: Any, cli: Cli, image_folder: Path) ->
     assert json.loads(evaluated.out)["loss"] == pytest.approx(final["loss"], abs=1e-6)
 
 
+def test_a_sparse_mask_is_made_in_stages(compress: Any) -> None:
+    """What was pruned on the way stays pruned, and the stages are gone on with."""
+    outcome = compress("--sparsity", 0.7, "--via", 0.6, 0.3, 0.8)
+    assert outcome.code == 0, outcome.err
+    assert "on the way, 30%: calibrated, mapped again" in outcome.err
+    way = ("via_0.30", "via_0.60")
+    on_the_way = [(f"mask {name}", f"sparse {name}", f"attention map {name}_attn") for name in way]
+    names = [stage["name"] for stage in record()["stages"]]
+    assert names[3:] == [*on_the_way[0], *on_the_way[1], "mask allocated_0.70", "sparse allocated_0.70"]
+    masks = [keep_of(f"out/{name}.safetensors") for name in ("via_0.30", "via_0.60", "allocated_0.70")]
+    shares = [float(keep.mean()) for keep in masks]
+    assert shares == pytest.approx([0.7, 0.4, 0.3], abs=0.01)
+    assert all(bool((more | ~fewer).all()) for more, fewer in itertools.pairwise(masks))
+    words = {stage["output"]: stage["command"].split() for stage in record()["stages"]}
+    for name, steps in (("via_0.30", "1"), ("via_0.60", "1")):
+        command = words[f"out/{name}/best.safetensors".removeprefix("out/")]
+        assert command[command.index("--calibrate-steps") + 1] == steps
+    final = record()["results"][-1]
+    assert final["seconds"] >= sum(stage["seconds"] for stage in record()["stages"][3:]) - 0.2
+    again = compress("--sparsity", 0.65, "--via", 0.6, 0.3, 0.8, "--resume")
+    assert again.code == 0, again.err
+    assert again.err.count("Finished earlier") == 8
+    straight = compress("--sparsity", 0.7, "--via", 0, "--overwrite")
+    assert straight.code == 0, straight.err
+    assert [stage["name"] for stage in record()["stages"]][3:] == ["mask allocated_0.70", "sparse allocated_0.70"]
+
+
+@pytest.mark.parametrize("words", [("--method", "info"), ("--calibrate-steps", 0)])
+def test_other_masks_go_straight_there(compress: Any, words: tuple[object, ...]) -> None:
+    assert compress("--sparsity", 0.6, "--via", 0.3, *words).code == 0
+    assert not [stage["name"] for stage in record()["stages"] if "via" in stage["name"]]
+
+
+def keep_of(path: str) -> NDArray[np.bool_]:
+    return read_mask(path).keep
+
+
 def test_the_commands_it_shows_do_the_same(compress: Any, cli: Cli) -> None:
     """Each stage is one of the steps: its command, typed elsewhere, gives the very same weights."""
-    assert compress("--sparsity", 0.6).code == 0
+    assert compress("--sparsity", 0.6, "--via", 0.4).code == 0
     commands = [stage["command"] for stage in record()["stages"] if stage["command"]]
     before = load_file("out/model.safetensors")
     os.rename("out", "first")

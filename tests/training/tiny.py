@@ -119,11 +119,8 @@ def train(
         ),
         output=OutputSettings(output_dir=str(folder), resume=resume),
     )
-    images = Images(
-        train_data or Colours(train_images, seed=1),
-        Colours(val_images, seed=2),
-        Preprocess((3, 16, 16), crop_pct=1.0),
-    )
+    train = train_data or Colours(train_images, seed=1)
+    images = Images(train, Colours(val_images, seed=2), Preprocess((3, 16, 16), crop_pct=1.0), train)
     with start(options.runtime) as running:
         model = model or build_model(
             tiny_config(**{"svd_type": "mix_head_fc_qk", **(config or {})}), drop_path=settings.drop_path

@@ -74,10 +74,13 @@ def collect_importance(
     try:
         with reporter.progress("importance", rounds * len(images)) as progress:
             for number in range(rounds):
+                sparsity = 1 - 0.5 ** (number + 1)
+                if number + 1 < rounds and not _has_more(keep, sparsity):
+                    progress.advance(len(images))  # the next round sees the same entries, and its figures count
+                    continue
                 free_memory()  # of whatever came before: what follows takes pieces of other sizes
                 _measure_again(worth, keep, model, images, runtime, progress=progress, seed=number)
                 ours = worth.cpu().numpy()
-                sparsity = 1 - 0.5 ** (number + 1)
                 if np.count_nonzero(necessary_entries(ours, prefix)) > (1 - sparsity) * ours.size:
                     break
                 keep = keep & torch.from_numpy(allocated_mask(ours, sparsity, prefix))
@@ -121,6 +124,11 @@ def _measure_again(
                 "--precision float16 overflows; try --precision float32, else another checkpoint."
             )
         block.copy_(torch.where(kept.to(block.device), block / int(count) + most, block))
+
+
+def _has_more(keep: Tensor, sparsity: float) -> bool:
+    """Whether a mask of ``sparsity`` would prune entries that ``keep`` leaves."""
+    return int(keep.count_nonzero()) > round((1 - sparsity) * keep.numel())
 
 
 def _ranks(ascending: NDArray[np.intp]) -> NDArray[np.float32]:

@@ -134,7 +134,7 @@ def check_memory(
         flag: the option that says how many of them are taken.
     """
     count = min(settings.calibrate_images, available)
-    crops = settings.calibrate_crops if settings.enabled else 1
+    crops = settings.crops(count)
     views = math.ceil(count / distributed.world_size()) * crops
     images = views * math.prod(preprocess.input_size)
     tokens, step = tokens_bytes(model, views, settings), step_bytes(model, views, settings)

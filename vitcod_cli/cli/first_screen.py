@@ -25,7 +25,18 @@ _TRAINING = ("epochs", "batch_size", "lr")
 
 FIRST = {
     "compress": First(
-        ("data_path", "sparsity", "max_drop", *_MODEL, "method", "svd_type", "epochs", *_RUN, "resume"),
+        (
+            "data_path",
+            "calibrate_path",
+            "sparsity",
+            "max_drop",
+            *_MODEL,
+            "method",
+            "svd_type",
+            "epochs",
+            *_RUN,
+            "resume",
+        ),
         "vitcod compress --init-from deit_tiny.pth --data-path imagenet \\\n    --sparsity 0.9 --output-dir out",
     ),
     "sweep": First(

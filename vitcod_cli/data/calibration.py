@@ -62,6 +62,12 @@ class CalibrationImages:
         images = self._images[: len(self) // self.crops]
         return CalibrationImages(images, self._preprocess, self._device, self.num_images)
 
+    def first(self, count: int) -> CalibrationImages:
+        """This process's share of the first ``count`` images, in their first crop; of all, if there are fewer."""
+        share = len(range(distributed.rank(), min(count, self.num_images), distributed.world_size()))
+        images = self._images[: min(share, len(self) // self.crops)]
+        return CalibrationImages(images, self._preprocess, self._device, min(count, self.num_images))
+
     def checksum(self) -> str:
         """The SHA-256 of this process's images."""
         return hashlib.sha256(self._images.numpy().data).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +45,21 @@ def open_unlabelled(folder: str | os.PathLike[str], reporter: Reporter | None = 
     if not os.path.isdir(root):
         raise VitcodError(f"{root} is not a folder; name one that holds images.")
     return UnlabelledImages(_paths(root / "train" if os.path.isdir(root / "train") else root, reporter))
+
+
+def open_all(folders: Sequence[str], flag: str, max_bad_images: int, reporter: Reporter) -> UnlabelledImages:
+    """The images of several folders together, each as :func:`open_unlabelled` has them; each file once.
+
+    Raises:
+        VitcodError: if one is no folder, can't be read, or holds no image; ``flag`` is the option that named it.
+    """
+    paths: dict[str, None] = {}
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise VitcodError(f"{flag} {folder} is not a folder; name folders that hold images.")
+        root = Path(folder)
+        paths |= dict.fromkeys(_paths(root / "train" if os.path.isdir(root / "train") else root, reporter))
+    return UnlabelledImages(list(paths), max_bad_images)
 
 
 def open_split(

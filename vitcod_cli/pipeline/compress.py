@@ -92,6 +92,8 @@ class _Compression:
         options, plan = self.options, self.prepared.plan(importance=self.needs_importance)
         lines = [("low-rank heads", plan.low_rank)] if self.adds_heads else []
         lines.append(("attention map", plan.attention_map))
+        for sparsity, _ in options.way_to(options.method, self._sparsity):
+            lines.append((f"on the way, {sparsity:.0%}: calibrated, mapped again", plan.on_the_way))
         total = sum(seconds for _, seconds in lines) + plan.point
         what = f"{options.method} mask of {self._sparsity:.0%}, calibrated"
         if options.max_drop is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from vitcod_cli.model.layers import fold_auto_encoders, keep_mask, set_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.pipeline.options import IMPORTANCE_IMAGES, MAP_IMAGES, way_to
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.steps.lowrank import initialise_from
@@ -48,7 +51,8 @@ def compress(
     svd_type: SvdType = "mix_head_fc_qk",
     allocate: bool = True,
     min_density: float | None = None,
-    num_images: int = 512,
+    via: Sequence[float] = (0.75,),
+    num_images: int = 2048,
     lowrank_calibration: LowRankCalibrationSettings | None = None,
     calibration: CalibrationSettings | None = None,
     runtime: RuntimeSettings | None = None,
@@ -58,7 +62,8 @@ def compress(
     """Make a Vision Transformer low-rank and sparse, in minutes and without labels.
 
     It is what ``finetune-lowrank --epochs 0``, ``dump-attn``, ``gen-mask`` and ``finetune-sparse --epochs 0
-    --distill-from`` do one after the other.
+    --distill-from`` do one after the other, the last three for each sparsity on the way, too; in a folder that is
+    ``vitcod compress``.
 
     Args:
         model: made by ``timm.create_model`` or :func:`vitcod_cli.load`, which stays as it is; or a checkpoint.
@@ -68,7 +73,10 @@ def compress(
         svd_type: which of Q and K pass through a head auto-encoder; ``none`` leaves them as they are.
         allocate: spend the sparsity where it does the least damage; else by the paper's info cut.
         min_density: share of its entries that every head keeps at least when the sparsity is allocated.
-        lowrank_calibration, calibration: of the two calibrations; ``calibrate_steps=0`` leaves one out.
+        via: sparsities on the way to a sparser allocated mask: the model is masked so far and calibrated in half
+            of the steps first, and its sensitivity measured again; empty goes straight there.
+        lowrank_calibration, calibration: of the two kinds of calibration; ``calibrate_steps=0`` leaves one out.
+            ``num_images`` stands in the place of the second's ``calibrate_images``.
         runtime: device, precision, seed.
         model_kwargs: what ``timm.create_model`` was given for ``model`` beside its name, ``num_classes`` and
             ``img_size``, if anything.
@@ -94,40 +102,29 @@ def compress(
         dense = _dense(model, model_kwargs, reporter)
         _check_untreated(dense, svd_type)
         dense = running.prepare(dense).eval().requires_grad_()
-        # All but the second calibration looks at the first crop only.
-        crops = calibration.calibrate_crops if mask is not None and calibration.enabled else 1
-        asked = calibration.changed(calibrate_images=num_images, calibrate_crops=crops)
+        asked = calibration.changed(calibrate_images=num_images)
+        if mask is None:
+            asked = asked.changed(calibrate_steps=0)
         sample = _sample(images, dense, asked, running, reporter)
-        for wanted, settings in ((heads, lowrank_calibration), (mask, calibration)):
+        first = sample.first(lowrank_calibration.calibrate_images)
+        for wanted, some, settings in ((heads, first, lowrank_calibration), (mask, sample, calibration)):
             if wanted is not None:
-                check_shares(sample, settings, "num_images")
-        first = sample.first_crops()
+                check_shares(some, settings, "num_images")
+        fit = partial(calibrate, runtime=running.for_training, reporter=reporter)
         student = dense_copy(dense)
         if heads is not None:
             add_auto_encoders(student, heads)
             initialise_from(dense, student, first, heads, runtime=running, reporter=reporter)
             if lowrank_calibration.enabled:
-                calibrate(
-                    student,
-                    dense,
-                    first,
-                    lowrank_calibration,
-                    scope="attention",
-                    runtime=running.for_training,
-                    reporter=reporter,
-                )
+                fit(student, dense, first, lowrank_calibration, scope="attention")
         if mask is not None:
-            set_keep_mask(student, _mask(student, first, mask, running, reporter))
-            if calibration.enabled:
-                calibrate(
-                    student,
-                    dense,
-                    sample,
-                    calibration,
-                    scope="block",
-                    runtime=running.for_training,
-                    reporter=reporter,
-                )
+            assert sparsity is not None
+            stages = way_to(sparsity, via if allocate else (), calibration)
+            for share, settings in [*stages, (sparsity, calibration)]:
+                at = mask.changed(info=Info(sparsity=share))
+                set_keep_mask(student, _mask(student, sample, at, running, reporter))
+                if settings.enabled:
+                    fit(student, dense, sample, settings, scope="block")
     return student.eval()
 
 
@@ -159,7 +156,7 @@ def _sample(
         found,
         preprocess,
         settings.calibrate_images,
-        settings.calibrate_crops,
+        settings.crops(min(settings.calibrate_images, len(found))),
         workers=None,
         runtime=runtime,
         reporter=reporter,
@@ -205,9 +202,10 @@ def _mask(
     runtime: Runtime,
     reporter: Reporter,
 ) -> Tensor:
-    """A mask bool [L, H, N, N] by the attention of ``model`` on ``images``."""
-    folded = dense_copy(model)
+    """A mask bool [L, H, N, N] by the attention of ``model``, under its own mask if any, on some ``images``."""
+    folded = copy.deepcopy(model)
     fold_auto_encoders(folded)
-    attention_map = measure_map(folded, images, runtime, reporter, importance=settings.allocated.allocate)
+    few = images.first(IMPORTANCE_IMAGES) if settings.allocated.allocate else images.first(MAP_IMAGES)
+    attention_map = measure_map(folded, few, runtime, reporter, importance=settings.allocated.allocate)
     mask = generate_mask(attention_map, settings, reporter)
     return torch.from_numpy(mask.keep)

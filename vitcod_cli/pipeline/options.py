@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,8 +21,22 @@ from vitcod_cli.settings import ResultSettings, Settings, setting
 Method = Literal["info", "allocated"]
 
 DEFAULT_SPARSITY = 0.9
+MAP_IMAGES, IMPORTANCE_IMAGES = 512, 256
+VIA = (0.75,)
+"""Sparsities on the way to sparser allocated masks."""
 
 _SPARSITY: dict[str, Any] = {"above": 0, "below": 1, "panel": "Mask"}
+
+
+def way_to(
+    sparsity: float, via: Sequence[float], calibration: CalibrationSettings
+) -> list[tuple[float, CalibrationSettings]]:
+    """The sparsities on the way to a mask, ascending, each with its calibration: half of the steps.
+
+    None where nothing is calibrated: importance is measured in rounds anyway.
+    """
+    half = calibration.changed(calibrate_steps=math.ceil(calibration.calibrate_steps / 2))
+    return [(share, half) for share in sorted(set(via)) if 0 < share < sparsity and half.enabled]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +45,22 @@ class PipelineOptions(Settings, panel="Model"):
 
     init_from: str = init_from_setting("name the weights of the model to compress.")
     map_images: int = setting(
-        512, "Training images that the attention map is the mean of.", minimum=1, metavar="N", panel="Mask"
+        MAP_IMAGES, "Training images that the attention map is the mean of.", minimum=1, metavar="N", panel="Mask"
     )
     importance_images: int = setting(
-        256,
+        IMPORTANCE_IMAGES,
         "Training images on which the model's sensitivity to every entry is measured, for allocated masks.",
         minimum=1,
         metavar="N",
+        panel="Mask",
+    )
+    via: list[float] = setting(
+        list(VIA),
+        "Sparsities on the way to an allocated mask that is sparser: the model is masked so far and calibrated "
+        "first, and its sensitivity measured again. 0: straight there.",
+        minimum=0,
+        below=1,
+        metavar="SHARE",
         panel="Mask",
     )
     epochs: int = setting(
@@ -60,6 +85,10 @@ class PipelineOptions(Settings, panel="Model"):
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     output: OutputSettings
     result: ResultSettings = field(default_factory=ResultSettings)
+
+    def way_to(self, method: Method, sparsity: float) -> list[tuple[float, CalibrationSettings]]:
+        """See :func:`way_to`."""
+        return way_to(sparsity, self.via if method == "allocated" else (), self.calibration)
 
     def check_floor(self, methods: list[Method], flag: str, sparsities: list[float]) -> None:
         """Raise a VitcodError if ``--min-density`` is given to other methods, or no mask can have it.

@@ -27,6 +27,9 @@ _MEASURED = 0.7
 _IMPORTANCE = 15
 """Evaluations of an image that take as long as its importance, about."""
 
+_FEWER = 0.6
+"""Share of the rounds of importance that are left on the way to a mask: what is pruned isn't measured again."""
+
 _PASSES_OF_TRAINING = 4
 """Forward passes that a training step takes as long as, with the teacher's."""
 
@@ -97,30 +100,44 @@ class Plan:
 
     low_rank: float
     attention_map: float
+    on_the_way: float
     point: float
 
     @classmethod
     def of(
-        cls, costs: Costs, options: PipelineOptions, *, blocks: int, train: int, val: int, importance: bool
+        cls,
+        costs: Costs,
+        options: PipelineOptions,
+        *,
+        blocks: int,
+        train: int,
+        calibrated: int,
+        val: int,
+        importance: bool,
     ) -> Plan:
         """Of a model of so many blocks, on so many training and validation images."""
         processes = world_size()
         evaluation = val * (costs.read + costs.forward)
 
         def calibration(settings: CalibrationSettings, factor: float) -> float:
-            count = min(settings.calibrate_images, train)
-            crops = settings.calibrate_crops if settings.enabled else 1
-            looks = count * crops * (costs.read + (4 * costs.forward if settings.enabled else 0))
+            count = min(settings.calibrate_images, calibrated)
+            looks = count * settings.crops(count) * (costs.read + (4 * costs.forward if settings.enabled else 0))
             return looks + processes * blocks * settings.calibrate_steps * factor * costs.step
 
         lowrank = lowrank_calibration(options.calibration)
         mapped = min(options.map_images, train)
-        sensitive = min(options.importance_images, train) if importance else 0
-        looks = (mapped + sensitive) * (costs.read + 1.5 * costs.forward)
+        sensitive = min(options.importance_images, train)
+
+        def attention_map(sensitive: int, rounds: float = 1.0) -> float:
+            looks = (mapped + sensitive) * (costs.read + 1.5 * costs.forward)
+            return looks + sensitive * _IMPORTANCE * rounds * costs.forward
+
         training = options.epochs * train * (costs.read + _PASSES_OF_TRAINING * costs.forward)
+        stage = calibration(options.calibration, _MASKED / 2) + evaluation + attention_map(sensitive, _FEWER)
         return cls(
             (calibration(lowrank, 1.0) + 2 * evaluation) / processes,
-            (looks + sensitive * _IMPORTANCE * costs.forward) / processes,
+            attention_map(sensitive if importance else 0) / processes,
+            stage / processes,
             (calibration(options.calibration, _MASKED) + training + (2 + options.epochs) * evaluation) / processes,
         )
 

@@ -61,6 +61,7 @@ class Prepared:
             self.options,
             blocks=self.blocks,
             train=len(self.images.train),
+            calibrated=len(self.images.calibration),
             val=len(self.images.val),
             importance=importance,
         )
@@ -75,15 +76,16 @@ class Prepared:
         return row
 
     def point(self, start: Path, attention_map: Path, method: Method, sparsity: float) -> Row:
-        """Mask, calibration and score of one sparsity.
+        """Mask, calibration and score of one sparsity, with what is on the way to it.
 
         Raises:
             SparsityError: in all processes, if the map can't give it.
         """
-        name = point_name(method, sparsity)
+        name, sparsities = point_name(method, sparsity), self.options.way_to(method, sparsity)
+        start, attention_map, before = self.stages.way(start, attention_map, self.dense, sparsities)
         mask = self.stages.mask(attention_map, method, sparsity)
         path = self.stages.sparse(start, mask, self.dense)
-        return self.score(name, path, method, (f"mask {name}", f"sparse {name}"))
+        return self.score(name, path, method, (*before, f"mask {name}", f"sparse {name}"))
 
 
 @contextmanager
@@ -119,7 +121,7 @@ def prepare(
             )
         check_task(model, options.epochs)
         check_model(model)
-        images = open_images(model, options.data, reporter)
+        images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)
         with locked_folder(folder, reporter):
             yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from vitcod_cli.steps.sparse import finetune_sparse
 from vitcod_cli.training.recipe import LowRankRecipe, SparseRecipe
 
 DENSE_FILE = "dense.safetensors"
-MAP_FILE = "attn.safetensors"
+_MAP = "attn"
+_VIA = "via"
 LOW_RANK = "low-rank"
 """The stage of step 1, and the row of its model."""
 _LOW_RANK_FOLDER = "lowrank"
@@ -41,12 +42,18 @@ def point_name(method: Method, sparsity: float) -> str:
     return f"{method}_{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{method}_{sparsity:g}"
 
 
+def via_name(sparsity: float) -> str:
+    """``via_0.75``: of the mask, the run and the map on the way to a sparser mask."""
+    return f"{_VIA}_{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{_VIA}_{sparsity:g}"
+
+
 def lowrank_calibration(asked: CalibrationSettings) -> LowRankCalibrationSettings:
     """Of step 1, where the options are those of step 4: few steps are enough, and none if there are none."""
     default = LowRankCalibrationSettings()
     return default.changed(
         calibrate_steps=default.calibrate_steps if asked.enabled else 0,
         calibrate_images=min(default.calibrate_images, asked.calibrate_images),
+        calibrate_path=asked.calibrate_path,
     )
 
 
@@ -77,9 +84,9 @@ class Stages:
         )
         return self.folder / _LOW_RANK_FOLDER / "best.safetensors"
 
-    def attention_map(self, checkpoint: Path, *, importance: bool) -> Path:
-        """Step 2; returns the map."""
-        path = self.folder / MAP_FILE
+    def attention_map(self, checkpoint: Path, *, importance: bool, name: str = _MAP) -> Path:
+        """Step 2; returns the map, ``NAME.safetensors``."""
+        path = self.folder / f"{name}.safetensors"
         options = AttentionMapOptions(
             checkpoint=str(checkpoint),
             max_images=self.options.map_images,
@@ -91,22 +98,23 @@ class Stages:
             runtime=self.options.runtime,
         )
         self._run(
-            "attention map",
+            _map_stage(name),
             "dump-attn",
             options,
             lambda: dump_attention(options, self.reporter),
             reads={"checkpoint": str(checkpoint)},
-            makes=MAP_FILE,
+            makes=path.name,
         )
         return path
 
-    def mask(self, attention_map: Path, method: Method, sparsity: float) -> Path:
-        """Step 3; returns the mask.
+    def mask(self, attention_map: Path, method: Method, sparsity: float, *, name: str | None = None) -> Path:
+        """Step 3; returns the mask, ``NAME.safetensors``.
 
         Raises:
             SparsityError: in all processes, if the map can't give it.
         """
-        name = f"{point_name(method, sparsity)}.safetensors"
+        point = name or point_name(method, sparsity)
+        name = f"{point}.safetensors"
         path = self.folder / name
         allocate = method == "allocated"
         allocated = Allocated(allocate=allocate, floor=self.options.floor if allocate else FloorSettings())
@@ -118,12 +126,43 @@ class Stages:
                 raise SparsityError(reason)
 
         reads = {"attn_map": str(attention_map)}
-        self._run(f"mask {point_name(method, sparsity)}", "gen-mask", options, work, reads=reads, makes=name)
+        self._run(f"mask {point}", "gen-mask", options, work, reads=reads, makes=name)
         return path
 
-    def sparse(self, checkpoint: Path, mask: Path, dense: Path) -> Path:
-        """Step 4, learning from ``dense``; returns the sparse checkpoint."""
-        asked = self.options
+    def way(
+        self,
+        checkpoint: Path,
+        attention_map: Path,
+        dense: Path,
+        sparsities: Sequence[tuple[float, CalibrationSettings]],
+    ) -> tuple[Path, Path, list[str]]:
+        """Steps 3, 4 (without epochs) and 2 again at each of ``sparsities``, with its calibration.
+
+        Returns the checkpoint and the map that the mask after them is made from, and the names of the stages.
+
+        What was pruned stays pruned: to the map those entries are worth least.
+
+        Raises:
+            SparsityError: in all processes, if a map can't give its sparsity.
+        """
+        stages: list[str] = []
+        for sparsity, calibration in sparsities:
+            name = via_name(sparsity)
+            mask = self.mask(attention_map, "allocated", sparsity, name=name)
+            checkpoint = self.sparse(
+                checkpoint, mask, dense, self.options.changed(epochs=0, calibration=calibration)
+            )
+            attention_map = self.attention_map(checkpoint, importance=True, name=f"{name}_{_MAP}")
+            stages += [f"mask {name}", f"sparse {name}", _map_stage(f"{name}_{_MAP}")]
+        return checkpoint, attention_map, stages
+
+    def sparse(self, checkpoint: Path, mask: Path, dense: Path, asked: PipelineOptions | None = None) -> Path:
+        """Step 4, learning from ``dense``; returns the sparse checkpoint.
+
+        Args:
+            asked: other options than those of the whole.
+        """
+        asked = asked or self.options
         options = SparseOptions(
             init_from=str(checkpoint),
             mask=str(mask),
@@ -191,6 +230,10 @@ class Stages:
             )
             raise
         self.record.finish(stage, time.monotonic() - start)
+
+
+def _map_stage(name: str) -> str:
+    return "attention map" if name == _MAP else f"attention map {name}"
 
 
 def _unreachable(options: MaskOptions, reporter: Reporter) -> str:

@@ -68,9 +68,11 @@ def _tell_plan(options: SweepOptions, prepared: Prepared, reporter: Reporter) ->
     count = len(options.sparsities) * len(options.methods)
     done = sum(prepared.record.result(point_name(*point)) is not None for point in _points(options))
     already = f", {done} of them finished" if done else ""
-    total = (0 if done else plan.attention_map) + (count - done) * plan.point
+    stages = {share for point in _points(options) for share, _ in options.way_to(*point)}
+    first = plan.attention_map + len(stages) * plan.on_the_way
+    total = (0 if done else first) + (count - done) * plan.point
     reporter.info(
-        f"Plan: an attention map ({in_words(plan.attention_map)}), then {count} points{already} "
+        f"Plan: attention maps ({in_words(first)}, with what is on the way), then {count} points{already} "
         f"({in_words(plan.point)} each); about {in_words(total)} in all."
     )
 

@@ -43,7 +43,7 @@ def finetune_dense(options: DenseOptions, reporter: Reporter = QUIET) -> FitResu
         )
         val = open_dataset(options.data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
         teacher = load_teacher(options.recipe, model, reporter)
-        images = Images(train, val, preprocess_of(model, options.data))
+        images = Images(train, val, preprocess_of(model, options.data), train)
         training = prepare(model, images, options, teacher=teacher, runtime=runtime, reporter=reporter)
         with open_run("finetune-dense", model, options, {"init_from": options.init_from}, reporter) as run:
             forget_calibration(run, reporter)

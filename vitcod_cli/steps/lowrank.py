@@ -54,7 +54,7 @@ def finetune_lowrank(options: LowRankOptions, reporter: Reporter = QUIET) -> Fit
             reporter=reporter,
         )
         check_task(model, options.recipe.epochs)
-        images = open_images(model, options.data, reporter)
+        images = open_images(model, options.data, options.calibration, reporter)
         dense = dense_copy(model) if _is_dense(model, options) else None
         if dense is not None:
             add_auto_encoders(model, options.lowrank)

@@ -25,6 +25,7 @@ from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
+from vitcod_cli.data.unlabelled import open_all
 from vitcod_cli.distributed import world_size
 from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import is_known_model, model_config
@@ -71,8 +72,10 @@ def check_task(model: VisionTransformer, epochs: int) -> None:
         )
 
 
-def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter) -> Images:
-    """Both splits of the data set; their classes must fit the model's outputs, if it has a head.
+def open_images(
+    model: VisionTransformer, data: DataSettings, calibration: CalibrationSettings, reporter: Reporter
+) -> Images:
+    """Both splits of the data set, and what calibration looks at; classes must fit the model's head, if any.
 
     Raises:
         VitcodError: if they don't, or the data can't be opened.
@@ -80,7 +83,9 @@ def open_images(model: VisionTransformer, data: DataSettings, reporter: Reporter
     train = open_dataset(data, "train", num_classes=model.num_classes, reporter=reporter)
     train.check_countable("--train-split")
     val = open_dataset(data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
-    return Images(train, val, preprocess_of(model, data))
+    others = calibration.calibrate_path
+    calibrated = open_all(others, "--calibrate-path", data.max_bad_images, reporter) if others else train
+    return Images(train, val, preprocess_of(model, data), calibrated)
 
 
 def read_crops(
@@ -119,23 +124,24 @@ def check_calibration(
     Args:
         folder: of the run, for tokens that don't fit into memory.
     """
-    check_count(len(images.train), settings)
-    check_memory(model, images.preprocess, len(images.train), settings, device=runtime.device, folder=folder)
+    count = len(images.calibration)
+    check_count(count, settings)
+    check_memory(model, images.preprocess, count, settings, device=runtime.device, folder=folder)
 
 
 def read_calibration_images(
     images: Images, settings: CalibrationSettings, data: DataSettings, runtime: Runtime, reporter: Reporter
 ) -> CalibrationImages:
-    """The training images that alignment and calibration look at, in as many crops as calibration takes.
+    """The images that alignment and calibration look at, in as many crops as calibration takes.
 
     Raises:
         VitcodError: if too few of them can be read.
     """
     sample = read_crops(
-        images.train,
+        images.calibration,
         images.preprocess,
         settings.calibrate_images,
-        settings.calibrate_crops if settings.enabled else 1,
+        settings.crops(min(settings.calibrate_images, len(images.calibration))),
         workers=data.workers,
         runtime=runtime,
         reporter=reporter,

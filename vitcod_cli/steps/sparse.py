@@ -52,7 +52,7 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
         )
         _require_mask(model, options.init_from)
         check_task(model, options.recipe.epochs)
-        images = open_images(model, options.data, reporter)
+        images = open_images(model, options.data, options.calibration, reporter)
         teacher = load_teacher(options.recipe, model, reporter)
         reference = None
         if options.calibration.enabled and options.recipe.distill_from is not None:
