@@ -11,8 +11,9 @@ sparsities, by commands that a user would type:
   calibration, as many epochs. Both steps are run at every learning rate of ``--lowrank-lr`` and ``--sparse-lr``,
   and the best on ``val/`` is gone on with, and drawn: their way is to be at its best. (DeiT steps its schedule an
   epoch late, so that the first two epochs have the rate that the warm-up starts from: take more than a few.)
-- ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates;
-  and, from there, ``--ours-epochs`` under the mask at one learning rate, taught by the dense model.
+- ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
+  the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one learning
+  rate, taught by the dense model.
 
 What is finished isn't run again, and what was interrupted goes on: the same command leads to the end.
 ``--only ours-90 theirs-lowrank`` runs these parts, and what they need; ``--only`` alone runs nothing, and collects
@@ -40,6 +41,7 @@ from typing import Any
 
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.rows_file import write_rows
+from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.plots.files import save_figure
 
 DENSE, THEIRS, OURS = "dense", "theirs", "ours"
@@ -173,24 +175,39 @@ class Ways:
         return self.runs.train(f"{OURS}-lowrank", about, "finetune-lowrank", *words, *self.training)
 
     def ours(self, sparsity: float) -> None:
-        """Steps 2 to 4 with importance and calibration; the trainings go on from the calibrated model."""
-        dense, low_rank, options = self.dense(), self.ours_lowrank(), self.options
-        importance = ["--importance-images", options.importance_images]
-        dump = ["dump-attn", "--checkpoint", low_rank, *importance, *self.read]
-        attention = self.runs.make(f"{OURS}-attn", *dump)
+        """Steps 2 to 4 with importance and calibration; the trainings go on from the calibrated model.
+
+        As ``vitcod compress`` does it: a mask that is sparser than ``--via`` by way of that, in half of the steps.
+        """
+        options = self.options
+        start, attention = self.ours_lowrank(), self._attention(self.ours_lowrank(), f"{OURS}-attn")
+        if 0 < options.via < sparsity:
+            name = f"{OURS}-via-{percent(options.via)}"
+            half = ["--calibrate-steps", (CalibrationSettings().calibrate_steps + 1) // 2]
+            start = self._calibrated(name, start, attention, options.via, *half)
+            attention = self._attention(start, f"{name}-attn")
         name = f"{OURS}-{percent(sparsity)}"
-        generate = ["gen-mask", "--attn-map", attention, "--sparsity", sparsity, "--allocate"]
-        mask = self.runs.make(f"{name}-mask", *generate)
-        teacher = ["--distill-from", dense, *self.training]
-        words = ["--init-from", low_rank, "--mask", mask, *shlex.split(options.calibrate_args)]
-        about = about_of(OURS, "sparse", sparsity, None, 0)
-        calibrated = self.runs.train(f"{name}-0", about, "finetune-sparse", *words, "--epochs", 0, *teacher)
+        calibrated = self._calibrated(name, start, attention, sparsity)
+        teacher = ["--distill-from", self.dense(), *self.training]
         for epochs in options.ours_epochs:
             if epochs:
                 start = ["--init-from", calibrated, "--calibrate-steps", "0"]
                 recipe = ["--epochs", epochs, "--warmup-epochs", 0, "--lr", options.ours_lr]
                 about = about_of(OURS, "sparse", sparsity, options.ours_lr, epochs)
                 self.runs.train(f"{name}-{epochs}", about, "finetune-sparse", *start, *recipe, *teacher)
+
+    def _attention(self, checkpoint: str, name: str) -> str:
+        importance = ["--importance-images", self.options.importance_images]
+        return self.runs.make(name, "dump-attn", "--checkpoint", checkpoint, *importance, *self.read)
+
+    def _calibrated(self, name: str, start: str, attention: str, sparsity: float, *words: object) -> str:
+        """The model under an allocated mask; ``words`` may be overridden by those of the command line."""
+        generate = ["gen-mask", "--attn-map", attention, "--sparsity", sparsity, "--allocate"]
+        mask = self.runs.make(f"{name}-mask", *generate)
+        words = ("--init-from", start, "--mask", mask, *words, *shlex.split(self.options.calibrate_args))
+        about = about_of(OURS, "sparse", sparsity, None, 0)
+        teacher = ["--distill-from", self.dense(), *self.training]
+        return self.runs.train(f"{name}-0", about, "finetune-sparse", *words, "--epochs", 0, *teacher)
 
 
 def percent(sparsity: float) -> str:
@@ -286,6 +303,7 @@ def main() -> None:
     parser.add_argument("--dense-epochs", type=int, default=2)
     parser.add_argument("--dense-lr", type=float, default=1e-4)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--via", type=float, default=0.75, help="sparsity on our way to sparser masks; 0: none")
     parser.add_argument("--importance-images", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="bfloat16")
