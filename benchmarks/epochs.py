@@ -12,8 +12,8 @@ sparsities, by commands that a user would type:
   and the best on ``val/`` is gone on with, and drawn: their way is to be at its best. (DeiT steps its schedule an
   epoch late, so that the first two epochs have the rate that the warm-up starts from: take more than a few.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
-  the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one learning
-  rate, taught by the dense model.
+  the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
+  learning rate, taught by the dense model.
 
 What is finished isn't run again, and what was interrupted goes on: the same command leads to the end.
 ``--only ours-90 theirs-lowrank`` runs these parts, and what they need; ``--only`` alone runs nothing, and collects
