@@ -33,9 +33,13 @@ sys.exit(main())
 """
 
 
+AS_IN_A_TERMINAL = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+"""Under nohup tests would hand on that it is ignored."""
+
+
 def start(code: str, cwd: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", AS_IN_A_TERMINAL + code, *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

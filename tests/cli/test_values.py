@@ -146,7 +146,7 @@ def test_zero_and_negative_numbers_that_mean_something_are_taken() -> None:
     taken = set()
     for cls in CLASSES.values():
         for name, option in options_of(cls).items():
-            if bare(option.type) in (int, float):
+            if bare(option.type) in (int, float, list[int], list[float]):
                 for raw, outcome in outcomes(cls, option):
                     if raw in ("0", "-1") and not isinstance(outcome, Exception):
                         taken.add((name, raw))
