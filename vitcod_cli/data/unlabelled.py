@@ -41,13 +41,12 @@ def open_unlabelled(folder: str | os.PathLike[str], reporter: Reporter | None = 
     Raises:
         VitcodError: if it is no folder, can't be read, or there is no image.
     """
-    root = Path(folder)
-    if not os.path.isdir(root):
-        raise VitcodError(f"{root} is not a folder; name one that holds images.")
-    return UnlabelledImages(_paths(root / "train" if os.path.isdir(root / "train") else root, reporter))
+    return open_all([folder], "", reporter)
 
 
-def open_all(folders: Sequence[str], flag: str, max_bad_images: int, reporter: Reporter) -> UnlabelledImages:
+def open_all(
+    folders: Sequence[str | os.PathLike[str]], flag: str, reporter: Reporter | None, max_bad_images: int = 10
+) -> UnlabelledImages:
     """The images of several folders together, each as :func:`open_unlabelled` has them; each file once.
 
     Raises:
@@ -55,9 +54,9 @@ def open_all(folders: Sequence[str], flag: str, max_bad_images: int, reporter: R
     """
     paths: dict[str, None] = {}
     for folder in folders:
-        if not os.path.isdir(folder):
-            raise VitcodError(f"{flag} {folder} is not a folder; name folders that hold images.")
         root = Path(folder)
+        if not os.path.isdir(root):
+            raise VitcodError(f"{flag} {root} is not a folder; name one that holds images.".lstrip())
         paths |= dict.fromkeys(_paths(root / "train" if os.path.isdir(root / "train") else root, reporter))
     return UnlabelledImages(list(paths), max_bad_images)
 

@@ -113,9 +113,8 @@ class Stages:
         Raises:
             SparsityError: in all processes, if the map can't give it.
         """
-        point = name or point_name(method, sparsity)
-        name = f"{point}.safetensors"
-        path = self.folder / name
+        name = name or point_name(method, sparsity)
+        path = self.folder / f"{name}.safetensors"
         allocate = method == "allocated"
         allocated = Allocated(allocate=allocate, floor=self.options.floor if allocate else FloorSettings())
         settings = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated)
@@ -126,7 +125,7 @@ class Stages:
                 raise SparsityError(reason)
 
         reads = {"attn_map": str(attention_map)}
-        self._run(f"mask {point}", "gen-mask", options, work, reads=reads, makes=name)
+        self._run(f"mask {name}", "gen-mask", options, work, reads=reads, makes=path.name)
         return path
 
     def way(

@@ -92,7 +92,7 @@ class AttentionMapOptions(Settings):
     result: ResultSettings = field(default_factory=ResultSettings)
 
 
-MAP_IMAGES = 64
+SENSITIVITY_MAP_IMAGES = 64
 """Of a map that ``sensitivity`` measures, unless it is told another number."""
 
 
@@ -127,7 +127,7 @@ class SensitivityOptions(Settings, panel="Mask"):
         "Training images that attention and importance are measured on; needs no labels.",
         metavar="N",
         minimum=1,
-        show_default=str(MAP_IMAGES),
+        show_default=str(SENSITIVITY_MAP_IMAGES),
     )
     images: int = setting(
         64,

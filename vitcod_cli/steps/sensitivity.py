@@ -29,7 +29,7 @@ from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.plots.sensitivity import save_sensitivity
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
-from vitcod_cli.steps.options import MAP_IMAGES, SensitivityOptions
+from vitcod_cli.steps.options import SENSITIVITY_MAP_IMAGES, SensitivityOptions
 
 
 def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> SensitivityReport:
@@ -59,7 +59,7 @@ def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> Sens
         images = read(held_out, options.images, "--images")
         attention_map = given
         if train is not None:
-            sample = read(train, options.map_images or MAP_IMAGES, "--map-images")
+            sample = read(train, options.map_images or SENSITIVITY_MAP_IMAGES, "--map-images")
             attention_map = measure_map(model, sample, runtime, reporter, importance=options.method == "allocated")
         assert attention_map is not None
         masks = partial_masks(

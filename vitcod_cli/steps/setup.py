@@ -84,7 +84,7 @@ def open_images(
     train.check_countable("--train-split")
     val = open_dataset(data, "val", num_classes=model.num_classes, train=train, reporter=reporter)
     others = calibration.calibrate_path
-    calibrated = open_all(others, "--calibrate-path", data.max_bad_images, reporter) if others else train
+    calibrated = open_all(others, "--calibrate-path", reporter, data.max_bad_images) if others else train
     return Images(train, val, preprocess_of(model, data), calibrated)
 
 
