@@ -49,6 +49,8 @@ COLORS = {THEIRS: "#d95f02", OURS: "#1f6fb4"}
 NAMES = {THEIRS: "published way, best learning rates", OURS: "calibrated"}
 WARMUP = 0.05
 """Share of the published epochs: 5 of 100."""
+DENSE_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
+"""Two epochs are too few for what a recipe of 300 epochs does against over-fitting."""
 
 Row = dict[str, Any]
 
@@ -136,8 +138,9 @@ class Ways:
         classes = sum(path.is_dir() for path in Path(options.data_path, "train").iterdir())
         start: list[object] = ["--init-from", options.weights, *model, "--num-classes", classes]
         recipe: list[object] = ["--epochs", options.dense_epochs, "--lr", options.dense_lr, "--warmup-epochs", 0]
+        recipe += shlex.split(options.dense_args)
         about = about_of(DENSE, "dense", None, options.dense_lr, options.dense_epochs)
-        return self.runs.train(DENSE, about, "finetune-dense", *start, *recipe, *self.training)
+        return self.runs.train(DENSE, about, "finetune-dense", *start, *self.training, *recipe)
 
     def theirs_lowrank(self) -> str:
         """Step 1 from noise, at every learning rate; the best of them."""
@@ -301,7 +304,8 @@ def main() -> None:
     parser.add_argument("--ours-epochs", type=int, nargs="+", default=[0, 1, 3, 5])
     parser.add_argument("--ours-lr", type=float, default=2e-5)
     parser.add_argument("--dense-epochs", type=int, default=2)
-    parser.add_argument("--dense-lr", type=float, default=1e-4)
+    parser.add_argument("--dense-lr", type=float, default=5e-5)
+    parser.add_argument("--dense-args", default=DENSE_ARGS, help="further arguments of the dense training")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--via", type=float, default=0.75, help="sparsity on our way to sparser masks; 0: none")
     parser.add_argument("--importance-images", type=int, default=256)
