@@ -27,7 +27,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.provenance import provenance, versions
@@ -39,6 +38,7 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.evaluation.outcomes import Outcomes, compare, joined
 from vitcod_cli.evaluation.paired import accuracy_interval, mean_interval, paired_difference
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -50,7 +50,7 @@ Found = dict[str, list[Outcomes]]
 """The outcomes of each set, a model after the other; the first is the dense one."""
 
 
-def measured(models: Sequence[VisionTransformer], folders: Sequence[str], workers: int, runtime: Runtime) -> Found:
+def measured(models: Sequence[Transformer], folders: Sequence[str], workers: int, runtime: Runtime) -> Found:
     """Outcomes of all models on ``val/`` of each folder, by the folder's name, and on all together."""
     preprocess = preprocess_of(models[0])
     if any(preprocess_of(model) != preprocess for model in models):

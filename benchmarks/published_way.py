@@ -16,7 +16,6 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
@@ -25,11 +24,12 @@ from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import for_inference, forward_pass, make_optimizer, timm_twin, training_step
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import build_model, default_img_size
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, attentions, set_keep_mask
 from vitcod_cli.runtime import RuntimeSettings, start
 
 
-def low_rank_and_masked(name: str) -> VisionTransformer:
+def low_rank_and_masked(name: str) -> Transformer:
     """A model of random weights with auto-encoders and a mask of 90 %."""
     torch.manual_seed(0)
     config = ModelConfig(model=name, num_classes=1000, img_size=default_img_size(name), svd_type="mix_head_fc_qk")

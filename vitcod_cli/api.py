@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -42,7 +42,7 @@ def load(
     img_size: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     reporter: Reporter = QUIET,
-) -> VisionTransformer:
+) -> Transformer:
     """A model ready to run: weights loaded, mask applied, in eval mode on ``device``.
 
     It is a timm ``VisionTransformer``: images [B, C, H, W] give logits [B, num_classes]. Its ``transform``
@@ -77,7 +77,7 @@ def load(
     return network
 
 
-def save(model: VisionTransformer, path: str | os.PathLike[str]) -> None:
+def save(model: Transformer, path: str | os.PathLike[str]) -> None:
     """Write ``model``, its mask included, as a checkpoint of ours: whole or not at all.
 
     Raises:

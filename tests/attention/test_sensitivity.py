@@ -28,7 +28,7 @@ from vitcod_cli.masks.partial import PartialMask, partial_masks
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask
 from vitcod_cli.model.load import save_model
-from vitcod_cli.model.passes import answer_of, tokens_of
+from vitcod_cli.model.passes import answer_of, block_passes, tokens_of
 from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings
 
@@ -91,7 +91,7 @@ def test_a_forward_pass_in_two_parts(kind: str) -> None:
     images = pictures(2).tensor(slice(None))
     with torch.no_grad():
         tokens = tokens_of(model, images)
-        torch.testing.assert_close(answer_of(model, model.blocks[0](tokens), 1), model(images))
+        torch.testing.assert_close(answer_of(model, block_passes(model)[0](tokens), 1), model(images))
 
 
 @pytest.mark.parametrize("per", ["block", "head"])

@@ -271,6 +271,7 @@ def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> No
     loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1, CPU)
     fit = block_fit.BlockFit(
         block=block,
+        block_pass=block,
         parameters=list(block.parameters()),
         loss=loss,
         tokens=tokens,

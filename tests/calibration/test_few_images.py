@@ -130,6 +130,7 @@ def test_every_image_counts_alike_though_shares_differ(
         shares(monkeypatch, 2, 6)
         fit = BlockFit(
             block=nn.Identity(),
+            block_pass=nn.Identity(),
             parameters=[],
             loss=OutputLoss(torch.ones(17)),
             tokens=tokens,

@@ -109,6 +109,9 @@ KINDS = {
     "no class token": {"class_token": False, "global_pool": "avg"},
     "registers": {"reg_tokens": 2, "no_embed_class": True},
     "no bias": {"qkv_bias": False},
+    "rotary": {"model": "eva02_tiny_patch14_224"},
+    "rotary, registers": {"model": "vit_small_patch16_dinov3"},
+    "relative position": {"model": "beit_base_patch16_224"},
 }
 
 

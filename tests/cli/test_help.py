@@ -16,11 +16,11 @@ import timm
 from command_line import ROOT, Cli
 
 from vitcod_cli import __version__
+from vitcod_cli.artifacts.model_arguments import VIT_MODULES
 from vitcod_cli.cli.app import COMMANDS, _load
 from vitcod_cli.cli.completion import model_names
 from vitcod_cli.cli.first_screen import FIRST
 from vitcod_cli.cli.options import options_type
-from vitcod_cli.inspection.models_settings import VIT_MODULES
 from vitcod_cli.settings import Settings, options_of
 
 HEAVY = ("torch", "timm", "matplotlib", "torchvision", "pydantic", "rich")

@@ -12,7 +12,7 @@ from vitcod_cli.model.build import build_model
 
 
 def test_what_a_pattern_finds(cli: Cli) -> None:
-    outcome = cli("models", "deit_tiny*", "resnet18d", "eva02_tiny_patch14_224", "--json")
+    outcome = cli("models", "deit_tiny*", "resnet18d", "convit_tiny", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     expected = list(timm.list_models("deit_tiny*"))
@@ -22,7 +22,7 @@ def test_what_a_pattern_finds(cli: Cli) -> None:
     assert one["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert (one["blocks"], one["heads"], one["tokens"], one["img_size"]) == (12, 3, 197, [224, 224])
     assert one["pretrained"][0] == "deit_tiny_patch16_224.fb_in1k"
-    assert found["others"].keys() == {"resnet18d", "eva02_tiny_patch14_224"}
+    assert found["others"].keys() == {"resnet18d", "convit_tiny"}
     assert found["others"]["resnet18d"].startswith("can't be treated: it is a ResNet")
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import KINDS, collect, config_of, first, random_keep, random_model, timm_twin
+from small_models import (
+    KINDS,
+    beside,
+    collect,
+    config_of,
+    first,
+    random_keep,
+    random_model,
+    timm_twin,
+    with_svd_types,
+)
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -31,10 +42,40 @@ def images() -> Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def plain_attention(layer: SparseLowRankAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def plain_projections(layer: SparseLowRankAttention, x: Tensor) -> list[Tensor]:
+    """Q, K and V [B, heads, N, d] from the parameters that timm has."""
+    parts = []
+    for index, letter in enumerate("qkv"):
+        if layer.qkv is None:
+            projected = getattr(layer, f"{letter}_proj")(x)
+        else:
+            projected = layer.qkv(x).chunk(3, dim=-1)[index]
+            if getattr(layer, f"{letter}_bias", None) is not None:
+                projected = projected + getattr(layer, f"{letter}_bias")
+        parts.append(projected.unflatten(-1, (-1, layer.head_dim)).transpose(1, 2))
+    return parts
+
+
+def rotated(x: Tensor, rope: Tensor, *, half: bool) -> Tensor:
+    """Pairs of channels as complex numbers, those of the patches turned by their angles."""
+    sine, cosine = rope.to(x).chunk(2, dim=-1)
+    pairs = (lambda t: t.unflatten(-1, (2, -1)).mT) if half else (lambda t: t.unflatten(-1, (-1, 2)))
+    turns = torch.complex(pairs(cosine)[..., 0], pairs(sine)[..., 0])
+    prefix = x.shape[-2] - rope.shape[-2]
+    turned = torch.view_as_real(torch.view_as_complex(pairs(x[:, :, prefix:]).contiguous()) * turns)
+    patches = turned.mT.flatten(-2) if half else turned.flatten(-2)
+    return torch.cat([x[:, :, :prefix], patches], dim=2)
+
+
+def plain_attention(
+    layer: SparseLowRankAttention,
+    x: Tensor,
+    rope: Tensor | None = None,
+    shared_rel_pos_bias: Tensor | None = None,
+    shared_rel_pos: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The method by its definition: output, probabilities [B, H, N, N], reconstruction loss."""
-    batch, tokens, _ = x.shape
-    q, k, v = layer.qkv(x).reshape(batch, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = plain_projections(layer, x)
     q, k = layer.q_norm(q), layer.k_norm(k)
     loss = x.new_zeros(())
     hats = []
@@ -45,7 +86,19 @@ def plain_attention(layer: SparseLowRankAttention, x: Tensor) -> tuple[Tensor, T
             hat = decoder(encoder(original.movedim(1, -1))).movedim(-1, 1)
             loss = loss + (original - hat).pow(2).sum().sqrt()
         hats.append(hat)
+    if rope is not None:
+        hats = [rotated(hat, rope, half=bool(layer.rotate_half)) for hat in hats]
+    if hats[1].shape[1] < layer.num_heads:
+        order = torch.arange(layer.num_heads) // (layer.num_heads // hats[1].shape[1])
+        hats[1], v = hats[1][:, order], v[:, order]
     logits = hats[0] @ hats[1].transpose(-1, -2) / original.shape[-1] ** 0.5
+    for bias in (shared_rel_pos_bias, shared_rel_pos):
+        if bias is not None:
+            logits = logits + bias
+    if getattr(layer, "relative_position_bias_table", None) is not None:
+        logits = logits + layer.relative_position_bias_table[layer.relative_position_index].permute(2, 0, 1)
+    if getattr(layer, "rel_pos", None) is not None:
+        logits = logits + layer.rel_pos.get_bias()
     if layer.keep is not None:
         logits = torch.where(layer.keep, logits, -torch.inf)
     probabilities = logits.softmax(-1)
@@ -53,7 +106,7 @@ def plain_attention(layer: SparseLowRankAttention, x: Tensor) -> tuple[Tensor, T
 
 
 def tokens_for(layer: SparseLowRankAttention, count: int = 17) -> Tensor:
-    return torch.randn(2, count, layer.qkv.in_features, generator=torch.Generator().manual_seed(2))
+    return torch.randn(2, count, layer.projection("q")[0].shape[1], generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
@@ -66,7 +119,8 @@ def test_without_mask_and_auto_encoder_it_is_timms(kind: str, images: Tensor) ->
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "svd_type", "masked"), list(product(KINDS, SVD_TYPES, (False, True))))
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("kind", "svd_type"), with_svd_types(*SVD_TYPES))
 def test_every_path_is_the_definition(
     kind: str, svd_type: SvdType, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,19 +130,21 @@ def test_every_path_is_the_definition(
         set_keep_mask(model, random_keep(model))
     layer = first(model)
     x = tokens_for(layer, attention_shape(model)[-1]).double()
-    output, probabilities, loss = plain_attention(layer, x)
-    torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+    others = {name: None if value is None else value.double() for name, value in beside(model).items()}
+    output, probabilities, loss = plain_attention(layer, x, **others)
+    compute = partial(layer, x, **others)
+    torch.testing.assert_close(compute(), output, rtol=1e-9, atol=1e-12)
     assert layer.reconstruction_loss is None
     layer.record_reconstruction = True
     for width in (0, 1000):
         monkeypatch.setitem(attention.FOLDED_WIDTH, torch.float64, width)
-        torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(compute(), output, rtol=1e-9, atol=1e-12)
         if svd_type == "none":
             assert layer.reconstruction_loss is None
         else:
             torch.testing.assert_close(layer.reconstruction_loss, loss, rtol=1e-12, atol=0)
     layer.kernel = CollectingKernel(torch.zeros(probabilities.shape[1:], dtype=torch.float64))
-    torch.testing.assert_close(layer(x), output, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(compute(), output, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(layer.kernel.total, probabilities.sum(0), rtol=1e-9, atol=1e-12)
 
 
@@ -243,7 +299,7 @@ def test_the_path_that_trains_is_the_fused_one(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "svd_type"), list(product(KINDS, SVD_TYPES)))
+@pytest.mark.parametrize(("kind", "svd_type"), with_svd_types(*SVD_TYPES))
 def test_a_folded_layer_has_no_auto_encoder_and_the_same_function(
     kind: str, svd_type: SvdType, images: Tensor
 ) -> None:

@@ -20,6 +20,11 @@ SHAPES = {
     "even head count": (2, 4, 17, 17),
     "one head": (2, 1, 17, 17),
     "parallel blocks": (4, 3, 17, 17),
+    "DINOv3": (2, 3, 21, 21),
+    "DINOv3, key bias": (2, 3, 21, 21),
+    "grouped queries": (2, 3, 25, 25),
+    "relative position": (2, 3, 16, 16),
+    "shared relative position": (2, 3, 16, 16),
 }
 
 
@@ -34,19 +39,19 @@ def test_every_attention_layer_is_ours(kind: str) -> None:
 REFUSED = {
     "swin_tiny_patch4_window7_224": "SwinTransformer",
     "resnet18": "ResNet",
-    "beit_base_patch16_224": "Beit",
-    "vit_relpos_small_patch16_224": "VisionTransformerRelPos",
-    "vit_dlittle_patch16_reg1_gap_256": "VisionTransformer",  # differential attention
-    "vit_base_patch16_rope_224": "Eva",
-    "xcit_nano_12_p16_224": "Xcit",
+    "vit_dlittle_patch16_reg1_gap_256": r"VisionTransformer \(its attention is the difference of two softmaxes\);",
+    "vit_base_patch16_xp_224": r"VisionTransformer \(its blocks project Q, K, V and the MLP in one product\);",
+    "naflexvit_base_patch16_gap": "NaFlexVit",
+    "samvit_base_patch16": "VisionTransformerSAM",
+    "xcit_nano_12_p16_224": r"Xcit \(it attends between channels, not between tokens\);",
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_architectures_are_refused_by_name(name: str) -> None:
-    with pytest.raises(VitcodError, match=f"--model {name} can't be treated: it is a {REFUSED[name]} ") as error:
+    with pytest.raises(VitcodError, match=f"--model {name} can't be treated: it is a {REFUSED[name]}") as error:
         check_architecture(ModelConfig(model=name, num_classes=5, img_size=default_img_size(name)))
-    assert "choose a DeiT or ViT" in str(error.value)
+    assert "vitcod models lists those that can" in str(error.value)
 
 
 def test_names_that_nobody_knows() -> None:

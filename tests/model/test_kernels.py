@@ -62,8 +62,9 @@ def test_the_plan_is_what_a_planned_kernel_follows(monkeypatch: pytest.MonkeyPat
     kernel(heads, keep)
     assert followed == [3]
     kernel(heads._replace(packed=None), keep)
+    assert followed == [3, 3], "q and k of their own are packed"
     kernel.train()(heads, keep)
-    assert followed == [3], "q and k of their own, or training"
+    assert followed == [3, 3], "training"
 
 
 def test_borrowed_kernels_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import KINDS, SMALL, config_of, random_keep, random_model
+from small_models import SMALL, config_of, random_keep, random_model, with_svd_types
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -80,8 +80,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("svd_type", SVD_TYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "svd_type"), with_svd_types(*SVD_TYPES))
 def test_a_saved_model_comes_back_by_itself(kind: str, svd_type: SvdType, tmp_path: Path, images: Tensor) -> None:
     model = random_model(config_of(kind, svd_type=svd_type))
     set_keep_mask(model, random_keep(model))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import KINDS, ObservingKernel, collect, config_of, random_keep, random_model
+from small_models import ObservingKernel, collect, config_of, random_keep, random_model, with_svd_types
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -204,10 +204,10 @@ def test_another_mask_after_preparing(large: VisionTransformer) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-def test_preparing_changes_nothing_but_the_time(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "svd_type"), with_svd_types("none", "mix_head_fc_qk"))
+def test_preparing_changes_nothing_but_the_time(kind: str, svd_type: SvdType) -> None:
     """With auto-encoders and a mask."""
-    model = random_model(config_of(kind, svd_type="mix_head_fc_qk"))
+    model = random_model(config_of(kind, svd_type=svd_type))
     set_keep_mask(model, random_keep(model))
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = model(images)
@@ -216,8 +216,7 @@ def test_preparing_changes_nothing_but_the_time(kind: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("svd_type", ["none", "mix_head_fc_qk"])
+@pytest.mark.parametrize(("kind", "svd_type"), with_svd_types("none", "mix_head_fc_qk"))
 def test_preparing_for_autocast_rounds_what_autocast_would(kind: str, svd_type: SvdType) -> None:
     """To the bit; auto-encoders are folded before the rounding in both cases."""
     model = random_model(config_of(kind, svd_type=svd_type))

@@ -12,6 +12,18 @@ from typing import Any
 
 from vitcod_cli.errors import VitcodError
 
+VIT_MODULES = (
+    "deit",
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "eva",
+    "beit",
+    "vision_transformer_relpos",
+    "vitamin",
+)
+"""Of timm.models, those whose architectures are Vision Transformers with the same blocks throughout; all take
+``img_size``."""
+
 _Check = Callable[[Any], bool]
 _LARGEST = 2**31 - 1
 _DEEPEST = 256
@@ -42,6 +54,8 @@ def _is_bool(value: object) -> bool:
 
 
 _COUNT = (is_count, f"a whole number from 1 to {_LARGEST}")
+_FROM_ZERO = (lambda value: is_count(value, 0), f"a whole number from 0 to {_LARGEST}")
+_NUMBER = (_is_number(0, 1e6), "a number from 0 to 1000000")
 _SIZE = (is_size, "a whole number, or two")
 _BOOL = (_is_bool, "True or False")
 _RATE = (_is_number(0, 1), "a number from 0 to 1")
@@ -62,18 +76,32 @@ MODEL_ARGUMENTS: dict[str, tuple[_Check, str]] = {
     "img_size": _SIZE,
     "patch_size": _SIZE,
     "in_chans": _COUNT,
-    "num_classes": (lambda value: is_count(value, 0), f"a whole number from 0 to {_LARGEST}"),
+    "num_classes": _FROM_ZERO,
     "embed_dim": _COUNT,
     "depth": (lambda value: is_count(value, 1, _DEEPEST), f"a whole number from 1 to {_DEEPEST}"),
     "num_heads": _COUNT,
     "mlp_ratio": (_is_number(0, 1000), "a number from 0 to 1000"),
     "init_values": (_is_number(-1000, 1000), "a number from -1000 to 1000, or None"),
-    "reg_tokens": (lambda value: is_count(value, 0), f"a whole number from 0 to {_LARGEST}"),
+    "reg_tokens": _FROM_ZERO,
     **dict.fromkeys(("qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias"), _BOOL),
     **dict.fromkeys(("class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm"), _BOOL),
     **dict.fromkeys(("pool_include_prefix", "dynamic_img_size", "dynamic_img_pad", "fix_init"), _BOOL),
     **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"), _RATE),
     **dict.fromkeys(("attn_drop_rate", "drop_path_rate"), _RATE),
+    **dict.fromkeys(("qkv_fused", "swiglu_mlp", "scale_mlp", "scale_attn_inner", "attn_only_layer_scale"), _BOOL),
+    **dict.fromkeys(("use_abs_pos_emb", "use_rot_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"), _BOOL),
+    **dict.fromkeys(("use_post_norm", "use_pre_transformer_norm", "use_post_transformer_norm"), _BOOL),
+    **dict.fromkeys(("use_fc_norm", "rope_rotate_half", "shared_rel_pos"), _BOOL),
+    **dict.fromkeys(("num_kv_heads", "attn_pool_num_heads", "rel_pos_dim"), _COUNT),
+    **dict.fromkeys(("swiglu_align_to", "num_reg_tokens"), _FROM_ZERO),
+    **dict.fromkeys(("rope_grid_offset", "head_init_scale"), (_is_number(-1000, 1000), "a number")),
+    **dict.fromkeys(("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"), _NUMBER),
+    **dict.fromkeys(("rope_temperature", "attn_pool_mlp_ratio"), _NUMBER),
+    "ref_feat_shape": _SIZE,
+    "attn_type": _names("eva", "rope"),
+    "rope_type": _names("cat", "mixed", "dinov3", "mrope"),
+    "rope_grid_indexing": _names("ij", "xy"),
+    "rel_pos_type": _names("mlp", "mlp-swin", "bias"),
     "global_pool": _names(*_POOLS),
     "pos_embed": _names("", "none", "learn"),
     "weight_init": _names(*_INITS),

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.auto_encoder import accurate_dtype
-from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask, merge, slices
+from vitcod_cli.model.families import Transformer
+from vitcod_cli.model.kernels.base import Heads, Kernel, added_to_logits, merge, slices
 from vitcod_cli.model.layers import attention_shape, using
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
@@ -41,8 +41,8 @@ class CollectingKernel(Kernel):
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
-        _, q, k, v, _ = heads
-        additive = None if keep is None else additive_mask(keep, q.dtype)
+        q, k, v = heads.q, heads.k, heads.v
+        additive = added_to_logits(keep, heads.bias, q.dtype)
         # In the layout that merge() wants, so that it copies nothing.
         attended = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         for few in slices(len(q), self.images):
@@ -62,7 +62,7 @@ class CollectingKernel(Kernel):
 
 @torch.no_grad()
 def collect_attention(
-    model: VisionTransformer,
+    model: Transformer,
     loader: Iterable[tuple[Tensor, Tensor]],
     runtime: Runtime,
     reporter: Reporter,
@@ -105,7 +105,7 @@ def collect_attention(
 
 
 def _show(
-    model: VisionTransformer,
+    model: Transformer,
     loader: Iterable[tuple[Tensor, Tensor]],
     runtime: Runtime,
     reporter: Reporter,

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +28,7 @@ from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import allocated_mask
 from vitcod_cli.masks.budget import necessary_entries
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
 from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask, using
 from vitcod_cli.reporting import Progress, Reporter
@@ -50,7 +50,7 @@ RANKED = 2**20
 
 
 def collect_importance(
-    model: VisionTransformer,
+    model: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
     reporter: Reporter,
@@ -98,7 +98,7 @@ def collect_importance(
 def _measure_again(
     worth: Tensor,
     keep: Tensor,
-    model: VisionTransformer,
+    model: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
     *,
@@ -156,7 +156,7 @@ class DamageKernel(Kernel):
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            logits = masked_logits(q, k, None)
+            logits = masked_logits(q, k, None, heads.bias)
             if keep is not None:
                 logits.masked_fill_(~keep, -torch.inf)
             logits = _Watched.apply(logits, self.total)
@@ -190,7 +190,7 @@ class _Watched(torch.autograd.Function):
 
 
 def add_damage(
-    model: VisionTransformer,
+    model: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
     total: Tensor,
@@ -253,7 +253,7 @@ def feature_direction(features: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: VisionTransformer) -> Iterator[None]:
+def _frozen(model: Transformer) -> Iterator[None]:
     """``model`` in eval mode and without gradients of its weights for the time of the block."""
     training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
     model.eval().requires_grad_(False)

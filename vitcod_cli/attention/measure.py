@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.attention.collect import IMAGES, collect_attention
 from vitcod_cli.attention.importance import collect_importance
 from vitcod_cli.data.calibration import CalibrationImages
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
 
 def measure_map(
-    model: VisionTransformer, images: CalibrationImages, runtime: Runtime, reporter: Reporter, *, importance: bool
+    model: Transformer, images: CalibrationImages, runtime: Runtime, reporter: Reporter, *, importance: bool
 ) -> AttentionMap:
     """Attention and, where it is asked for, importance, both of the same images.
 

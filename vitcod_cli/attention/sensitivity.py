@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.data.calibration import CalibrationImages
@@ -23,8 +22,9 @@ from vitcod_cli.evaluation.outcomes import ReferenceLogits
 from vitcod_cli.evaluation.passes import gathered
 from vitcod_cli.masks.partial import PartialMask
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attentions
-from vitcod_cli.model.passes import answer_of, tokens_of
+from vitcod_cli.model.passes import answer_of, block_passes, tokens_of
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -57,7 +57,7 @@ class Sensitivity:
 
 @torch.no_grad()
 def measure_sensitivity(
-    model: VisionTransformer,
+    model: Transformer,
     images: CalibrationImages,
     masks: Sequence[PartialMask],
     runtime: Runtime,
@@ -98,13 +98,13 @@ def measure_sensitivity(
     ]
 
 
-def _places(model: VisionTransformer) -> list[int]:
+def _places(model: Transformer) -> list[int]:
     """The block of the model that each attention layer is in; timm has blocks with two."""
     return [index for index, block in enumerate(model.blocks) for _ in attentions(block)]
 
 
 def _changes(
-    model: VisionTransformer, images: Tensor, masks: Sequence[PartialMask], runtime: Runtime
+    model: Transformer, images: Tensor, masks: Sequence[PartialMask], runtime: Runtime
 ) -> Iterator[tuple[int, Changes]]:
     """The number of each mask, and what it changes, block after block."""
     layers, places = attentions(model), _places(model)
@@ -112,7 +112,7 @@ def _changes(
         tokens = tokens_of(model, images)
         dense = answer_of(model, tokens).float()
     reference = ReferenceLogits(dense) if model.num_classes else None
-    for place, block in enumerate(model.blocks):
+    for place, block in enumerate(block_passes(model)):
         for number, mask in enumerate(masks):
             if places[mask.block] != place:
                 continue

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitcod_cli.bench.workload import synthetic_images
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import projections
 from vitcod_cli.model.build import model_config, plain_model
+from vitcod_cli.model.families import Transformer, num_tokens, treatment
+from vitcod_cli.model.layers import attentions
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,10 @@ class Counts:
         return (self.attention_macs - self.kept_attention_macs) / self.macs
 
 
-def count(model: VisionTransformer) -> Counts:
+def count(model: Transformer) -> Counts:
     """Count ``model``, ours or timm's own: what its config says, the mask and the auto-encoders it has."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    ours = [layer for layer in layers if isinstance(layer, SparseLowRankAttention)]
-    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-    dense = sum(2 * layer.head_dim * layer.num_heads * tokens**2 for layer in layers)
+    ours, tokens = attentions(model), num_tokens(model)
+    dense = sum(2 * width * tokens**2 for width in map(_attention_width, model.modules()))
     pruned = sum(2 * layer.head_dim * int((~layer.keep).sum()) for layer in ours if layer.keep is not None)
     coders = sum(_unfolded(layer, tokens) for layer in ours)
     return Counts(
@@ -72,7 +71,7 @@ def count(model: VisionTransformer) -> Counts:
     )
 
 
-def _plain_macs(model: VisionTransformer) -> int:
+def _plain_macs(model: Transformer) -> int:
     """Of timm's own model of this config, as torch counts them; no memory is taken, nothing computed."""
     with torch.device("meta"):
         plain = plain_model(model_config(model)).eval().requires_grad_(False)
@@ -80,6 +79,14 @@ def _plain_macs(model: VisionTransformer) -> int:
     with FlopCounterMode(display=False) as counter:
         plain(image)
     return int(counter.get_total_flops()) // 2
+
+
+def _attention_width(layer: nn.Module) -> int:
+    """H*d of an attention layer, ours or timm's own; 0 of everything else."""
+    if not isinstance(layer, SparseLowRankAttention) and treatment(layer) is None:
+        return 0
+    assert isinstance(layer.proj, nn.Linear)
+    return layer.proj.in_features
 
 
 def _auto_encoder_parameters(layer: SparseLowRankAttention) -> int:

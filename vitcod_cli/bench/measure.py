@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,11 +16,12 @@ from vitcod_cli.bench.settings import BenchOptions
 from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import Work, for_inference, forward_pass, make_optimizer, training_step
 from vitcod_cli.evaluation.programs import Program
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
 Mode = Literal["forward", "training"]
-Subject = VisionTransformer | Program
+Subject = Transformer | Program
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.bench.counting import count
 from vitcod_cli.bench.environment import environment
 from vitcod_cli.bench.measure import Subject, measure
@@ -15,6 +13,7 @@ from vitcod_cli.bench.workload import DROP_PATH, timm_twin, without_mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.programs import Program, is_program, load_program
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer, num_tokens
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
@@ -31,11 +30,11 @@ def bench(options: BenchOptions, reporter: Reporter) -> Report:
     with start(options.runtime) as runtime:
         models = _models(options, runtime, reporter)
         options = _without_training(options, models, reporter)
-        networks = [one for one in models.values() if isinstance(one, VisionTransformer)]
+        networks = [one for one in models.values() if isinstance(one, Transformer)]
         if options.training and not all(one.num_classes for one in networks):
             raise VitcodError("A model of 0 classes has nothing to train; add --no-training.")
         counts = {
-            name: count(runtime.prepare(one)) for name, one in models.items() if isinstance(one, VisionTransformer)
+            name: count(runtime.prepare(one)) for name, one in models.items() if isinstance(one, Transformer)
         }
         return Report(
             about=_about(models, options),
@@ -49,7 +48,7 @@ def _models(options: BenchOptions, runtime: Runtime, reporter: Reporter) -> dict
     """All that is timed, by name: the model, itself without its mask, and what ``--against`` names."""
     first = _first(options, runtime, reporter)
     models = {FIRST: first}
-    network = first if isinstance(first, VisionTransformer) else None
+    network = first if isinstance(first, Transformer) else None
     if network is not None and keep_mask(network) is not None:
         models[UNMASKED] = without_mask(network)
     if options.against == TIMM:
@@ -122,10 +121,10 @@ def _about(models: dict[str, Subject], options: BenchOptions) -> dict[str, dict[
     }
 
 
-def _of_model(model: VisionTransformer, name: str, options: BenchOptions) -> dict[str, Any]:
+def _of_model(model: Transformer, name: str, options: BenchOptions) -> dict[str, Any]:
     return {
         "mask": _mask_source(model, options.mask if name == FIRST else None),
-        "tokens": model.patch_embed.num_patches + model.num_prefix_tokens,
+        "tokens": num_tokens(model),
         **model_config(model).to_dict(),
     }
 
@@ -139,5 +138,5 @@ def _of_program(program: Program) -> dict[str, Any]:
     }
 
 
-def _mask_source(model: VisionTransformer, file: str | None) -> str | None:
+def _mask_source(model: Transformer, file: str | None) -> str | None:
     return (file or "of the checkpoint") if keep_mask(model) is not None else None

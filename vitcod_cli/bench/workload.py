@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitcod_cli.evaluation.programs import Program
 from vitcod_cli.model.build import input_channels, model_config, plain_model
+from vitcod_cli.model.families import Transformer, image_size
 from vitcod_cli.model.layers import (
     attentions,
     clear_keep_mask,
@@ -46,7 +46,7 @@ class Work:
 
 
 @contextmanager
-def forward_pass(model: VisionTransformer | Program, batch_size: int, runtime: Runtime) -> Iterator[Work]:
+def forward_pass(model: Transformer | Program, batch_size: int, runtime: Runtime) -> Iterator[Work]:
     """Inference on one batch that is on the device already."""
     model.eval()
     images = runtime.to_device(synthetic_images(model, batch_size, runtime.device))
@@ -62,9 +62,7 @@ def forward_pass(model: VisionTransformer | Program, batch_size: int, runtime: R
 
 
 @contextmanager
-def training_step(
-    model: VisionTransformer, optimizer: Optimizer, batch_size: int, runtime: Runtime
-) -> Iterator[Work]:
+def training_step(model: Transformer, optimizer: Optimizer, batch_size: int, runtime: Runtime) -> Iterator[Work]:
     """Forward, backward and update on one batch: cross-entropy and the reconstruction loss.
 
     It is a fine-tuning step without what is no matter of the model: data, augmentation, teacher and
@@ -97,7 +95,7 @@ def training_step(
         forget()
 
 
-def for_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> VisionTransformer:
+def for_inference(model: Transformer, dtype: torch.dtype = torch.float32) -> Transformer:
     """What ``eval`` runs: ``model`` itself, or a copy that is prepared and shares what weights it can.
 
     Args:
@@ -117,21 +115,21 @@ def make_optimizer(model: nn.Module) -> Optimizer:
     return create_optimizer_v2(model, opt="adamw", lr=1e-5, weight_decay=1e-8, eps=1e-8, fused=True)
 
 
-def synthetic_images(model: VisionTransformer | Program, batch_size: int, device: torch.device) -> Tensor:
+def synthetic_images(model: Transformer | Program, batch_size: int, device: torch.device) -> Tensor:
     """Normal noise float32 [B, C, H, W] of the size that ``model`` takes: like normalised images."""
     if isinstance(model, Program):
         return torch.randn(batch_size, *model.preprocess.input_size, device=device)
-    return torch.randn(batch_size, input_channels(model), *model.patch_embed.img_size, device=device)
+    return torch.randn(batch_size, input_channels(model), *image_size(model), device=device)
 
 
-def without_mask(model: VisionTransformer) -> VisionTransformer:
+def without_mask(model: Transformer) -> Transformer:
     """A dense model with the very weights of ``model``, not a copy of them."""
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     clear_keep_mask(twin)
     return twin
 
 
-def timm_twin(model: VisionTransformer) -> VisionTransformer:
+def timm_twin(model: Transformer) -> Transformer:
     """timm's own model of the same shape and weights, without auto-encoders and mask."""
     twin = plain_model(model_config(model), drop_path=DROP_PATH)
     weights = model.state_dict()

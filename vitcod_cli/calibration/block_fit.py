@@ -17,6 +17,7 @@ from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.layers import attentions
+from vitcod_cli.model.passes import BlockPass
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
 
@@ -65,7 +66,7 @@ class BlockFit:
     """AdamW with a short warm-up and a cosine on one block.
 
     Attributes:
-        block: the student's, which is fitted in place.
+        block: the student's, which is fitted in place. block_pass: what it makes of tokens.
         parameters: those of them that are fitted.
         tokens: [images, N, C], what enters the block; ``crops`` views of each image, all images in
             their first view before all in their second.
@@ -75,6 +76,7 @@ class BlockFit:
     """
 
     block: nn.Module
+    block_pass: BlockPass
     parameters: list[nn.Parameter]
     loss: OutputLoss
     tokens: Tensor
@@ -127,7 +129,7 @@ class BlockFit:
         with between_steps(self.stop):
             for part in torch.split(self.held, FORWARD_BATCH) if len(self.held) else ():
                 with self.runtime.autocast():
-                    output = self.block(self.tokens[part].to(device))
+                    output = self.block_pass(self.tokens[part].to(device))
                 error = self.loss(output, self.target[part].to(device)) * len(part)
                 sums += torch.stack([error, sums.new_tensor(len(part))])
         total, count = distributed.all_reduce_sum(sums).tolist()
@@ -147,7 +149,7 @@ class BlockFit:
             sample = self.fitted[torch.randint(len(self.fitted), (batch,), generator=generator)]
             self.block.zero_grad()  # of what isn't fitted, too
             with self.runtime.autocast():
-                output = self.block(self.tokens[sample].to(self.runtime.device))
+                output = self.block_pass(self.tokens[sample].to(self.runtime.device))
             loss = self.loss(output, self.target[sample].to(self.runtime.device))
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             signals = average_gradients(self.parameters, [self.stop.interrupted, self.stop.terminated])
@@ -181,7 +183,8 @@ def fitted_parameters(block: nn.Module, scope: Scope) -> list[nn.Parameter]:
     """All parameters of ``block``, or those of Q, K and their auto-encoders (V's rows come along)."""
     if scope == "block":
         return list(block.parameters())
-    names = ("qkv.", "q_norm.", "k_norm.", "encoder_", "decoder_")
+    projections = ("qkv.", "q_proj.", "k_proj.", "v_proj.", "q_bias", "v_bias")
+    names = (*projections, "q_norm.", "k_norm.", "encoder_", "decoder_")
     return [p for layer in attentions(block) for name, p in layer.named_parameters() if name.startswith(names)]
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcod_cli.calibration.block_fit import (
     FORWARD_BATCH,
@@ -31,7 +30,8 @@ from vitcod_cli.calibration.token_store import TokenStore
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.machine import gigabytes
-from vitcod_cli.model.passes import tokens_of
+from vitcod_cli.model.families import Transformer
+from vitcod_cli.model.passes import BlockPass, block_passes, tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
@@ -45,8 +45,8 @@ _ROUNDING = 1e-4
 
 
 def calibrate(
-    student: VisionTransformer,
-    teacher: VisionTransformer,
+    student: Transformer,
+    teacher: Transformer,
     images: CalibrationImages,
     settings: CalibrationSettings,
     *,
@@ -87,6 +87,8 @@ def calibrate(
     stop = stop or StopRequest()
     store = _store(student, len(images), settings, runtime=runtime, folder=folder, reporter=reporter)
     reports, blocks = list(finished), len(student.blocks)
+    with torch.no_grad():
+        passes = block_passes(student)
     steps = settings.calibrate_steps
     with reporter.progress("calibrate", blocks * steps, unit="steps") as progress, stop.deferred():
 
@@ -105,6 +107,7 @@ def calibrate(
             block = student.blocks[index]
             fit = BlockFit(
                 block=block,
+                block_pass=passes[index],
                 parameters=fitted_parameters(block, scope),
                 loss=OutputLoss.scaled_to(target, student.num_prefix_tokens, runtime.device),
                 tokens=tokens,
@@ -125,7 +128,7 @@ def calibrate(
 
 
 def _store(
-    student: VisionTransformer,
+    student: Transformer,
     views: int,
     settings: CalibrationSettings,
     *,
@@ -169,8 +172,8 @@ def _tell_of_success(reports: list[BlockReport], blocks: int, reporter: Reporter
 
 
 def walk_blocks(
-    student: VisionTransformer,
-    teacher: VisionTransformer,
+    student: Transformer,
+    teacher: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
     *,
@@ -182,13 +185,14 @@ def walk_blocks(
     A block is applied to the student's tokens when the next pair is asked for, so that its fit counts; behind the
     last block nothing is asked for. The next pair lies in the memory of the one before.
     """
-    with between_steps(stop):
+    with between_steps(stop), torch.no_grad():
         renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
         tokens = embed(student, images.batches(FORWARD_BATCH), len(images), runtime, store)
         others = map(renormalise, images.batches(FORWARD_BATCH))
         teacher_tokens = embed(teacher, others, len(images), runtime, store)
-    fitted: nn.Module | None = None
-    for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):
+        passes, teacher_passes = block_passes(student), block_passes(teacher)
+    fitted: BlockPass | None = None
+    for student_block, teacher_block in zip(passes, teacher_passes, strict=True):
         with between_steps(stop):
             if fitted is not None:
                 apply_block(fitted, tokens, runtime)
@@ -199,7 +203,7 @@ def walk_blocks(
 
 @torch.no_grad()
 def embed(
-    model: VisionTransformer, batches: Iterable[Tensor], count: int, runtime: Runtime, store: TokenStore
+    model: Transformer, batches: Iterable[Tensor], count: int, runtime: Runtime, store: TokenStore
 ) -> Tensor:
     """The tokens [images, N, C] that enter the first block, of ``count`` images; float32, in ``store``."""
     tokens, start = torch.empty(0), 0
@@ -214,7 +218,7 @@ def embed(
 
 
 @torch.no_grad()
-def apply_block(block: nn.Module, tokens: Tensor, runtime: Runtime) -> None:
+def apply_block(block: BlockPass, tokens: Tensor, runtime: Runtime) -> None:
     """Replace ``tokens`` [images, N, C] by what ``block`` makes of them, in batches."""
     for part in torch.split(tokens, FORWARD_BATCH):
         with runtime.autocast():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli import distributed
@@ -18,13 +17,14 @@ from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.machine import available_gpu_memory, available_memory, free_space, gigabytes, local_processes
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer, num_tokens
 from vitcod_cli.model.layers import attention_shape, attentions
 
 _ACTIVATIONS = 20
 """Floats that the backward pass of a block keeps for each channel of a token, roughly."""
 
 
-def checked_teacher(student: VisionTransformer, teacher: nn.Module | None, flag: str) -> VisionTransformer:
+def checked_teacher(student: Transformer, teacher: nn.Module | None, flag: str) -> Transformer:
     """``teacher``, once it is known to have the blocks, tokens and width of ``student``, and to take its images.
 
     Raises:
@@ -32,9 +32,9 @@ def checked_teacher(student: VisionTransformer, teacher: nn.Module | None, flag:
     """
 
     def shape(model: Any) -> tuple[int, int, int] | None:
-        if not isinstance(model, VisionTransformer):
+        if not isinstance(model, Transformer):
             return None
-        return len(model.blocks), model.patch_embed.num_patches + model.num_prefix_tokens, model.embed_dim
+        return len(model.blocks), num_tokens(model), model.embed_dim
 
     expected, actual = shape(student), shape(teacher)
     if expected is None or actual is None:
@@ -47,7 +47,7 @@ def checked_teacher(student: VisionTransformer, teacher: nn.Module | None, flag:
             f"{model_config(student).model} has {expected[0]}, {expected[1]} and {expected[2]}: block-wise "
             "calibration needs the same; use --calibrate-steps 0 with this teacher."
         )
-    assert isinstance(teacher, VisionTransformer)
+    assert isinstance(teacher, Transformer)
     if _input_of(teacher) != _input_of(student):
         raise VitcodError(
             f"{flag} takes {_input_of(teacher)}, but {model_config(student).model} takes {_input_of(student)}: "
@@ -56,9 +56,9 @@ def checked_teacher(student: VisionTransformer, teacher: nn.Module | None, flag:
     return teacher
 
 
-def _input_of(model: VisionTransformer) -> str:
+def _input_of(model: Transformer) -> str:
     """Its images, and the tokens that it puts before their patches."""
-    embedding = model.patch_embed
+    embedding: Any = model.patch_embed
     size = " x ".join(map(str, embedding.img_size or ()))
     return (
         f"images of {size} in {embedding.proj.in_channels} channels, with {model.num_prefix_tokens} tokens before"
@@ -115,7 +115,7 @@ def _why(least: int) -> str:
 
 
 def check_memory(
-    model: VisionTransformer,
+    model: Transformer,
     preprocess: Preprocess,
     available: int,
     settings: CalibrationSettings,
@@ -157,12 +157,12 @@ def check_memory(
             )
 
 
-def tokens_bytes(model: VisionTransformer, views: int, settings: CalibrationSettings) -> int:
+def tokens_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
     """Bytes of the student's and the teacher's tokens of ``views`` images."""
     return 4 * 2 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
 
 
-def step_bytes(model: VisionTransformer, views: int, settings: CalibrationSettings) -> int:
+def step_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
     """Bytes of one step on some of ``views`` images, about."""
     if not settings.enabled:
         return 0

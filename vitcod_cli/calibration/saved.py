@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli import distributed
@@ -23,6 +22,7 @@ from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors
 from vitcod_cli.calibration.block_fit import BlockReport
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.settings import Settings, settings_of
@@ -46,7 +46,7 @@ class SavedCalibration:
     """
 
     run: RunDirectory
-    student: VisionTransformer
+    student: Transformer
     fingerprint: Mapping[str, Any]
     stop: StopRequest
     reporter: Reporter
@@ -131,8 +131,8 @@ def forget_calibration(run: RunDirectory, reporter: Reporter) -> None:
 
 def fingerprint(
     command: str,
-    student: VisionTransformer,
-    teacher: VisionTransformer,
+    student: Transformer,
+    teacher: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
     *settings: Settings,

@@ -6,7 +6,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from vitcod_cli.inspection.models_settings import VIT_MODULES
+from vitcod_cli.artifacts.model_arguments import VIT_MODULES
 
 
 def model_names(incomplete: str) -> list[str]:

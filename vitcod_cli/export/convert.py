@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
@@ -27,6 +26,7 @@ from vitcod_cli.export.weights import named_arrays, widened
 from vitcod_cli.masks.prefix import check_rows
 from vitcod_cli.masks.statistics import mask_arrays
 from vitcod_cli.model.build import build_model, model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import apply_mask, load_weights
 from vitcod_cli.model.resolve import resolve_config
@@ -188,7 +188,7 @@ def _write_published(
     options: ConvertOptions,
     target: Path,
     checkpoint: Checkpoint,
-    model: VisionTransformer,
+    model: Transformer,
     tensors: dict[str, Tensor],
 ) -> list[Path]:
     keep, mask_target = keep_mask(model), target.with_name(f"{target.stem}_mask.npy")
@@ -203,7 +203,7 @@ def _write_published(
     return [target, mask_target]
 
 
-def _model_of(checkpoint: Checkpoint, options: ConvertOptions, reporter: Reporter) -> VisionTransformer:
+def _model_of(checkpoint: Checkpoint, options: ConvertOptions, reporter: Reporter) -> Transformer:
     """The model of the checkpoint, under its mask: proof that the file is whole and fits what it says."""
     model = build_model(resolve_config(options.model, checkpoint, _FLAG))
     load_weights(model, checkpoint, flag=_FLAG, reporter=reporter)

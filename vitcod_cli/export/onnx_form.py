@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.families import PlainAttention, Transformer
 from vitcod_cli.model.kernels.base import Heads, Kernel, merge
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.kernels.planned import AttentionPlan, PlannedKernel
@@ -23,9 +23,7 @@ _BITS = (128, 64, 32, 16, 8, 4, 2, 1)
 """Of a byte, as ``numpy.packbits`` fills it."""
 
 
-def use_onnx_form(
-    model: VisionTransformer, projections: Sequence[LowRankProjection | None], *, portable: bool
-) -> None:
+def use_onnx_form(model: Transformer, projections: Sequence[LowRankProjection | None], *, portable: bool) -> None:
     """Give the layers of a prepared ``model`` the parts that an ONNX file holds; it is for tracing afterwards.
 
     Args:
@@ -34,6 +32,7 @@ def use_onnx_form(
     """
     for layer, projection in zip(attentions(model), projections, strict=True):
         if projection is not None:
+            assert isinstance(layer.qkv, nn.Linear)
             projection.bias = layer.qkv.bias
             layer.add_module("qkv", projection)
         kernel = layer.kernel
@@ -41,11 +40,10 @@ def use_onnx_form(
             layer.kernel = PlannedOnnxKernel(kernel.plan)
         else:
             assert isinstance(kernel, FusedKernel)  # there is no other for inference
-            keep = None if kernel.additive is None else kernel.additive[0] == 0
-            layer.kernel = OnnxKernel(keep, portable=portable)
+            layer.kernel = OnnxKernel(*_mask_and_bias(kernel.additive), portable=portable)
 
 
-def low_rank_projections(model: VisionTransformer) -> list[LowRankProjection | None]:
+def low_rank_projections(model: Transformer) -> list[LowRankProjection | None]:
     """For every layer its Q, K and V projection in parts; None where that isn't smaller, or can't be folded."""
     return [LowRankProjection.of(layer) for layer in attentions(model)]
 
@@ -69,11 +67,11 @@ class LowRankProjection(nn.Module):
     @torch.no_grad()
     def of(cls, layer: SparseLowRankAttention) -> LowRankProjection | None:
         """Of a layer that isn't folded yet; None where there is nothing to win."""
-        if layer.svd_type == "none" or not layer.foldable:
+        if not isinstance(layer, PlainAttention) or layer.svd_type == "none" or not layer.foldable:
             return None
         weights: list[Tensor] = []
         decoders: list[Tensor | None] = []
-        for letter, weight in zip("qkv", layer.qkv.weight.chunk(3), strict=True):
+        for letter, weight in ((letter, layer.projection(letter)[0]) for letter in "qkv"):
             pair = None if letter == "v" else layer.auto_encoder(letter)
             if pair is None:
                 weights.append(weight.clone())
@@ -120,25 +118,37 @@ class PackedMask(nn.Module):
         return torch.where(kept, 0.0, float("-inf"))
 
 
+def _mask_and_bias(additive: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to logits, [1, H, R, N] or None, as a mask bool [H, R, N] and a bias; None: there is none."""
+    if additive is None:
+        return None, None
+    keep = additive[0] != float("-inf")
+    bias = additive[0].masked_fill(~keep, 0)
+    return None if bool(keep.all()) else keep, bias if bool(bias.any()) else None
+
+
 class OnnxKernel(Kernel):
     """All entries in one operator: onnxruntime's, which is fused on a CPU without a mask, or standard ones.
 
     Args:
         keep: bool [H, N, N] or None; its rows are those of the queries.
+        bias: what is added to the logits beside the mask, [H, N, N], or None.
         portable: see :func:`use_onnx_form`.
     """
 
     needs_all_rows = False
 
-    def __init__(self, keep: Tensor | None, *, portable: bool) -> None:
+    def __init__(self, keep: Tensor | None, bias: Tensor | None = None, *, portable: bool) -> None:
         super().__init__()
         self.mask = None if keep is None else PackedMask(keep)
+        self.register_buffer("bias", None if bias is None else bias[None])
+        self.bias: Tensor | None
         self.portable = portable
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`Kernel`; the mask is the one given before."""
-        _, q, k, v, packed = heads
-        added = None if self.mask is None else self.mask()
+        q, k, v, packed = heads.q, heads.k, heads.v, heads.packed
+        added = self.bias if self.mask is None else self.mask() + (0 if self.bias is None else self.bias)
         if self.portable:
             return merge(_attend(q, k, v, added))
         inputs = [merge(q), merge(k), merge(v)] if packed is None else list(packed.chunk(3, dim=-1))
@@ -159,11 +169,13 @@ class PlannedOnnxKernel(Kernel):
     def __init__(self, plan: AttentionPlan) -> None:
         super().__init__()
         self.mask = PackedMask(plan.keep)
+        self.register_buffer("bias", plan.bias)
+        self.bias: Tensor | None
         self._clusters: list[tuple[int, bool]] = []
         for head, own in enumerate(plan.clusters):
             for cluster in own:
                 queries, keys = (torch.from_numpy(each).int() for each in (cluster.queries, cluster.keys))
-                whole = bool(plan.keep[head][queries][:, keys].all())
+                whole = plan.bias is None and bool(plan.keep[head][queries][:, keys].all())
                 self.register_buffer(f"queries_{len(self._clusters)}", queries)
                 self.register_buffer(f"keys_{len(self._clusters)}", keys)
                 self._clusters.append((head, whole))
@@ -172,12 +184,13 @@ class PlannedOnnxKernel(Kernel):
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`Kernel`; the mask is the plan's."""
-        packed, num_heads = heads.packed, heads.q.shape[1]
-        assert packed is not None  # only such layers have a plan
+        packed, num_heads = heads.packed_rows(), heads.q.shape[1]
         batch, tokens, _ = packed.shape
         # Rows of one list: token n of part p and head h is row (3n + p) H + h.
         rows = packed.reshape(batch, 3 * num_heads * tokens, -1)
         added, parts = self.mask()[0], []
+        if self.bias is not None:
+            added = added + self.bias
         for number, (head, whole) in enumerate(self._clusters):
             queries, keys = getattr(self, f"queries_{number}"), getattr(self, f"keys_{number}")
             q = rows.index_select(1, queries * (3 * num_heads) + head)

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -18,6 +17,7 @@ from vitcod_cli.artifacts.describe import METADATA_KEY
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.export.onnx_form import LowRankProjection, use_onnx_form
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel
 from vitcod_cli.model.layers import attentions, prepare_inference
@@ -46,7 +46,7 @@ class InferenceProgram(nn.Module):
         dense_bytes: what the weights take without auto-encoders and mask.
     """
 
-    def __init__(self, model: VisionTransformer, preprocess: Preprocess | None, batch_size: int | None) -> None:
+    def __init__(self, model: Transformer, preprocess: Preprocess | None, batch_size: int | None) -> None:
         super().__init__()
         self.dense_bytes = _dense_bytes(model)
         prepare_inference(model.eval())
@@ -230,7 +230,7 @@ def _difference(again: Callable[[Tensor], Tensor], batches: Sequence[Tensor], lo
     return largest
 
 
-def _dense_bytes(model: VisionTransformer) -> int:
+def _dense_bytes(model: Transformer) -> int:
     """Of float32 weights alone, without auto-encoders."""
     names = ("encoder_", "decoder_")
     own = [value for name, value in model.named_parameters() if not any(part in name for part in names)]

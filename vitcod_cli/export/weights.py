@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.statistics import mask_arrays
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attentions, fold_auto_encoders, keep_mask
 
 _NUMPYS = (torch.float16, torch.float32, torch.float64)
@@ -44,7 +44,7 @@ def named_arrays(tensors: Mapping[str, Tensor], keep: Tensor | None) -> dict[str
     return arrays if keep is None else {**arrays, **mask_arrays(keep.numpy())}
 
 
-def fold_for_timm(model: VisionTransformer) -> ModelConfig:
+def fold_for_timm(model: Transformer) -> ModelConfig:
     """Fold ``model`` in place, and say which plain model it has become.
 
     Raises:
@@ -53,15 +53,20 @@ def fold_for_timm(model: VisionTransformer) -> ModelConfig:
     programs = "export to .pt2 or .onnx, which hold all of it"
     if keep_mask(model) is not None:
         raise VitcodError(f"--output to .safetensors: plain timm has no place for the mask; {programs}.")
+    if not all(layer.folds_as_timm_has_it for layer in attentions(model)):
+        raise VitcodError(
+            "--output to .safetensors: folded auto-encoders leave a bias on K, and plain timm has no place for it "
+            f"in this model; {programs}."
+        )
     if any(layer.svd_type != "none" and not layer.foldable for layer in attentions(model)):
         raise VitcodError(
             "--output to .safetensors: the auto-encoders lie behind a norm on Q and K and can't be folded into "
             f"qkv, and plain timm has no place for them; {programs}."
         )
     config = model_config(model)
-    biases = [layer.qkv.bias is not None for layer in attentions(model)]
+    biases = [layer.projection("q")[1] is not None for layer in attentions(model)]
     fold_auto_encoders(model)
     # An auto-encoder has a bias, even where qkv had none.
-    renewed = biases != [layer.qkv.bias is not None for layer in attentions(model)]
+    renewed = biases != [layer.projection("q")[1] is not None for layer in attentions(model)]
     kwargs = {**config.model_kwargs, "qkv_bias": True} if renewed else config.model_kwargs
     return config.changed(svd_type="none", model_kwargs=kwargs)

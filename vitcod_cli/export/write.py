@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.checkpoint import write_checkpoint
 from vitcod_cli.artifacts.files import atomic_path, free_path
@@ -25,6 +24,7 @@ from vitcod_cli.export.settings import ExportOptions
 from vitcod_cli.export.weights import fold_for_timm, named_arrays
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -54,9 +54,7 @@ def export(options: ExportOptions, reporter: Reporter) -> dict[str, Any]:
     return {"path": str(path), "form": options.form, **metadata}
 
 
-def _write_weights(
-    path: Path, model: VisionTransformer, origin: dict[str, Any], reporter: Reporter
-) -> dict[str, Any]:
+def _write_weights(path: Path, model: Transformer, origin: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     config = fold_for_timm(model)
     write_checkpoint(path, model.state_dict(), config, origin)
     size = config.img_size[0] if config.img_size[0] == config.img_size[1] else config.img_size
@@ -66,7 +64,7 @@ def _write_weights(
     return {"model_config": config.to_dict()}
 
 
-def _write_arrays(path: Path, model: VisionTransformer, origin: dict[str, Any]) -> dict[str, Any]:
+def _write_arrays(path: Path, model: Transformer, origin: dict[str, Any]) -> dict[str, Any]:
     """Every tensor by its name, float32; the masks as one, with their statistics."""
     info = {"model_config": model_config(model).to_dict(), **origin}
     write_npz(path, named_arrays(model.state_dict(), keep_mask(model)), info)
@@ -74,7 +72,7 @@ def _write_arrays(path: Path, model: VisionTransformer, origin: dict[str, Any]) 
 
 
 def _write_program(
-    path: Path, model: VisionTransformer, options: ExportOptions, origin: dict[str, Any], reporter: Reporter
+    path: Path, model: Transformer, options: ExportOptions, origin: dict[str, Any], reporter: Reporter
 ) -> dict[str, Any]:
     keep, preprocess = keep_mask(model), preprocess_of(model)
     info: dict[str, Any] = {

@@ -11,9 +11,10 @@ from typing import Any
 import timm
 import torch
 
+from vitcod_cli.artifacts.model_arguments import VIT_MODULES
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.inspection.models_settings import VIT_MODULES, ModelsOptions
+from vitcod_cli.inspection.models_settings import ModelsOptions
 from vitcod_cli.model.build import build_model, default_img_size
 from vitcod_cli.model.layers import attention_shape
 from vitcod_cli.reporting import Reporter
@@ -76,7 +77,7 @@ def models(options: ModelsOptions, reporter: Reporter) -> Found:
 
 def _reason(name: str, text: str) -> str:
     """Without what is said of the option that would name the model."""
-    return text.removeprefix(f"--model {name} ").partition(" (choose")[0].rstrip(".")
+    return text.removeprefix(f"--model {name} ").partition("; choose")[0].rstrip(".")
 
 
 def _names(patterns: Sequence[str]) -> list[str]:

@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 
 from vitcod_cli.settings import ResultSettings, Settings, setting
 
-VIT_MODULES = ("deit", "vision_transformer", "vision_transformer_hybrid")
-"""Of timm.models, in which there are Vision Transformers of plain attention."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsOptions(Settings, panel="Output"):

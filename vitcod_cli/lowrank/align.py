@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitcod_cli.lowrank.rotation import Rotation
 from vitcod_cli.model.attention import SparseLowRankAttention
 
 
@@ -43,7 +44,12 @@ def mix_heads(matrix: Tensor, heads: Tensor) -> Tensor:
 
 
 def align_heads(
-    sides: list[Tensor], ranks: list[int], *, iterations: int = 100, tolerance: float = 1e-6
+    sides: list[Tensor],
+    ranks: list[int],
+    *,
+    iterations: int = 100,
+    tolerance: float = 1e-6,
+    rotation: Rotation | None = None,
 ) -> Alignment:
     """Alternate the best rank-h reconstruction over heads with a Procrustes rotation per head.
 
@@ -53,6 +59,7 @@ def align_heads(
             rows of the projection times a square root of the second moment of its input.
         ranks: how many heads each is compressed to.
         iterations: alternations at most. tolerance: stop when the kept energy gains less.
+        rotation: a rotary embedding behind the heads, which leaves them fewer turns.
 
     Returns:
         The rotations; the identity when nothing can be gained or all heads are zero.
@@ -74,6 +81,9 @@ def align_heads(
         kept.append(energy / total)
         if len(kept) > 1 and kept[-1] - kept[-2] < tolerance:
             break
+        if rotation is not None:
+            rotations = rotation.best_turns(cross)
+            continue
         u, _, vh = torch.linalg.svd(cross)
         rotations = u @ vh
     return Alignment(rotations, kept[0], kept[-1])
@@ -81,17 +91,15 @@ def align_heads(
 
 @torch.no_grad()
 def rotate_heads(attention: SparseLowRankAttention, rotations: Tensor) -> None:
-    """Fold ``rotations`` [H, d, d] into the q and k rows of qkv; the layer's function stays the same.
+    """Fold ``rotations`` [H, d, d] into the projections of Q and K; the layer's function stays the same.
 
     Raises:
         ValueError: if a norm on Q and K stands between the rows and the product.
     """
     if not attention.foldable:
         raise ValueError("a layer with a norm on Q and K has no rotation gauge")
-    for index in range(2):
-        rows = slice(index * attention.attn_dim, (index + 1) * attention.attn_dim)
-        for parameter in (attention.qkv.weight, attention.qkv.bias):
+    for letter in "qk":
+        for parameter in attention.projection(letter):
             if parameter is not None:
-                heads = parameter[rows].double().reshape(attention.num_heads, attention.head_dim, -1)
-                rotated = rotations.to(heads) @ heads
-                parameter[rows] = rotated.reshape(parameter[rows].shape).to(parameter.dtype)
+                heads = parameter.double().reshape(attention.num_heads, attention.head_dim, -1)
+                parameter.copy_((rotations.to(heads) @ heads).reshape(parameter.shape))

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli import distributed
@@ -16,10 +15,12 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.align import align_heads, principal_heads, rotate_heads
 from vitcod_cli.lowrank.logit_fit import LatentHeads, fit_latent_heads
 from vitcod_cli.lowrank.moments import TokenMoments
+from vitcod_cli.lowrank.rotation import Rotation
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.auto_encoder import compressed_heads, projections
-from vitcod_cli.model.build import model_config
+from vitcod_cli.model.build import check_auto_encoder, model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attentions
 from vitcod_cli.reporting import Progress
 
@@ -53,15 +54,20 @@ class LayerReport:
         return values
 
 
-def add_auto_encoders(model: VisionTransformer, settings: LowRankSettings) -> None:
-    """Give all layers auto-encoders with the published initialisation."""
+def add_auto_encoders(model: Transformer, settings: LowRankSettings) -> None:
+    """Give all layers auto-encoders with the published initialisation.
+
+    Raises:
+        VitcodError: if ``model`` can have none.
+    """
+    check_auto_encoder(model, model_config(model))
     for attention in attentions(model):
         attention.add_auto_encoder(settings.svd_type)
     model.vitcod_config = model_config(model).changed(svd_type=settings.svd_type)  # type: ignore[assignment]
 
 
 def initialise(
-    model: VisionTransformer,
+    model: Transformer,
     moments: Sequence[TokenMoments],
     settings: LowRankSettings,
     progress: Progress | None = None,
@@ -79,10 +85,11 @@ def initialise(
         VitcodError: if the fit of a layer fails, numerically.
     """
     reports = []
+    rotation = Rotation.of(model, attentions(model)[0])
     for index, (attention, moment) in enumerate(zip(attentions(model), moments, strict=True)):
         fit = _init_aligned if settings.init == "aligned" and attention.foldable else _init_pca
         try:
-            report = fit(index, attention, moment, settings)
+            report = fit(index, attention, moment, settings, rotation)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise VitcodError(_cannot_fit(index, first_line(error))) from error
         # The processes may round differently; training needs them identical.
@@ -107,12 +114,17 @@ def _cannot_fit(index: int, reason: str) -> str:
 
 
 def _init_pca(
-    index: int, attention: SparseLowRankAttention, moments: TokenMoments, settings: LowRankSettings
+    index: int,
+    attention: SparseLowRankAttention,
+    moments: TokenMoments,
+    settings: LowRankSettings,
+    rotation: Rotation | None,
 ) -> LayerReport:
     kept = total = 0.0
     for letter in projections(settings.svd_type):
         second = moments.heads[letter]
-        mean = second[-1, :-1]
+        # A rotary embedding turns what is measured behind it; the products of heads stay, their means do not.
+        mean = second[-1, :-1] * (rotation is None)
         covariance = second[:-1, :-1] - mean[:, None] * mean
         values, vectors = torch.linalg.eigh(covariance)
         basis = vectors[:, -compressed_heads(attention.num_heads) :]
@@ -143,19 +155,29 @@ def _set_auto_encoder(
 
 
 def _init_aligned(
-    index: int, attention: SparseLowRankAttention, moments: TokenMoments, settings: LowRankSettings
+    index: int,
+    attention: SparseLowRankAttention,
+    moments: TokenMoments,
+    settings: LowRankSettings,
+    rotation: Rotation | None,
 ) -> LayerReport:
     """Rotate the heads alike, then fit low-rank heads to the attention logits."""
-    query = moments.query if attention.qkv.bias is not None else moments.query[:-1, :-1]
-    roots = {"q": _square_root(query), "k": _square_root(moments.key)}
+    if rotation is None:
+        centre_keys(attention)
+    biases = {"q": attention.projection("q")[1], "k": None if rotation is None else attention.projection("k")[1]}
+    whole = {"q": moments.query, "k": moments.key}
+    width = attention.projection("q")[0].shape[1]
+    roots = {
+        letter: _square_root(moment if biases[letter] is not None else moment[:width, :width])
+        for letter, moment in whole.items()
+    }
     chosen = projections(settings.svd_type)
     rank = compressed_heads(attention.num_heads)
-    centre_keys(attention)
-    seen = {letter: _rows(attention, letter) @ roots[letter] for letter in "qk"}
-    alignment = align_heads([seen[letter] for letter in chosen], [rank] * len(chosen))
+    seen = {letter: _rows(attention, letter, biases[letter]) @ roots[letter] for letter in "qk"}
+    alignment = align_heads([seen[letter] for letter in chosen], [rank] * len(chosen), rotation=rotation)
     rotate_heads(attention, alignment.rotations)
 
-    target = {letter: _rows(attention, letter) @ roots[letter] for letter in "qk"}
+    target = {letter: _rows(attention, letter, biases[letter]) @ roots[letter] for letter in "qk"}
     if settings.align_steps == 0:
         for letter in chosen:
             _set_auto_encoder(attention, letter, principal_heads(target[letter], rank))
@@ -167,13 +189,15 @@ def _init_aligned(
         for letter in "qk"
     }
     with _fitting_threads(target["q"]):
-        fit = fit_latent_heads(start["q"], start["k"], target["q"], target["k"], steps=settings.align_steps)
+        fit = fit_latent_heads(
+            start["q"], start["k"], target["q"], target["k"], steps=settings.align_steps, rotation=rotation
+        )
     for letter, fitted in (("q", fit.q), ("k", fit.k)):
         heads = fitted.orthonormal() if letter in chosen else fitted
         if letter in chosen:
             _set_auto_encoder(attention, letter, heads.mixing)
         weighted = heads.heads()
-        _set_rows(attention, letter, torch.linalg.solve(roots[letter], weighted.mT).mT)
+        _set_rows(attention, letter, biases[letter], torch.linalg.solve(roots[letter], weighted.mT).mT)
     return LayerReport(index, "aligned", alignment.kept_after, (fit.error_before, fit.error_after))
 
 
@@ -201,26 +225,24 @@ def _square_root(moment: Tensor) -> Tensor:
 @torch.no_grad()
 def centre_keys(attention: SparseLowRankAttention) -> None:
     """Drop the bias of K: softmax does not see a constant added to all keys of an image."""
-    if attention.qkv.bias is not None:
-        attention.qkv.bias[attention.attn_dim : 2 * attention.attn_dim] = 0
+    bias = attention.projection("k")[1]
+    if bias is not None:
+        bias.zero_()
 
 
-def _rows(attention: SparseLowRankAttention, letter: str) -> Tensor:
-    """The heads of a projection, float64 [H, d, C]; of Q [H, d, C+1], its bias last, if it has one."""
-    index = "qk".index(letter)
-    rows = slice(index * attention.attn_dim, (index + 1) * attention.attn_dim)
-    weight = attention.qkv.weight.detach()[rows].double()
-    if letter == "q" and attention.qkv.bias is not None:
-        weight = torch.cat([weight, attention.qkv.bias.detach()[rows, None].double()], dim=1)
+def _rows(attention: SparseLowRankAttention, letter: str, bias: Tensor | None) -> Tensor:
+    """The heads of a projection, float64 [H, d, C]; with its ``bias`` [H, d, C+1], the bias last."""
+    weight = attention.projection(letter)[0].detach().double()
+    if bias is not None:
+        weight = torch.cat([weight, bias.detach()[:, None].double()], dim=1)
     return weight.reshape(attention.num_heads, attention.head_dim, -1)
 
 
 @torch.no_grad()
-def _set_rows(attention: SparseLowRankAttention, letter: str, heads: Tensor) -> None:
+def _set_rows(attention: SparseLowRankAttention, letter: str, bias: Tensor | None, heads: Tensor) -> None:
     """The inverse of :func:`_rows`."""
-    index, dim = "qk".index(letter), attention.qkv.weight.shape[1]
-    rows = slice(index * attention.attn_dim, (index + 1) * attention.attn_dim)
+    weight = attention.projection(letter)[0]
     flat = heads.reshape(attention.attn_dim, -1)
-    attention.qkv.weight[rows] = flat[:, :dim].to(attention.qkv.weight.dtype)
-    if letter == "q" and attention.qkv.bias is not None:
-        attention.qkv.bias[rows] = flat[:, dim].to(attention.qkv.bias.dtype)
+    weight.copy_(flat[:, : weight.shape[1]])
+    if bias is not None:
+        bias.copy_(flat[:, -1])

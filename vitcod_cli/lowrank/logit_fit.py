@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitcod_cli.lowrank.align import mix_heads, principal_heads
+from vitcod_cli.lowrank.rotation import Rotation
 
 
 @dataclass
@@ -70,15 +71,23 @@ class Fit:
 
 
 def fit_latent_heads(
-    start_q: LatentHeads, start_k: LatentHeads, target_q: Tensor, target_k: Tensor, *, steps: int
+    start_q: LatentHeads,
+    start_k: LatentHeads,
+    target_q: Tensor,
+    target_k: Tensor,
+    *,
+    steps: int,
+    rotation: Rotation | None = None,
 ) -> Fit:
     """Fit latent heads to the logits of ``target_q`` [H, d, n] and ``target_k`` [H, d, m] by L-BFGS.
 
     Args:
         start_q, start_k: where to begin; an uncompressed side (square ``mixing``) keeps its mixing.
         steps: L-BFGS iterations. The result is never worse than the start.
+        rotation: a rotary embedding behind the heads: the error is then the mean over all pairs of positions.
     """
-    energy = logit_overlap(target_q, target_k, target_q, target_k).sum()
+    overlap = logit_overlap if rotation is None else rotation.overlap
+    energy = overlap(target_q, target_k, target_q, target_k).sum()
     if energy == 0:
         return Fit(start_q, start_k, 0.0, 0.0)
     sides = [start_q, start_k]
@@ -92,7 +101,7 @@ def fit_latent_heads(
     def error() -> Tensor:
         q, k = (mix_heads(m, z) for m, z in zip(mixing, latent, strict=True))
         # logit_error without its constant part, which need not be computed again
-        own, cross = logit_overlap(q, k, q, k), logit_overlap(q, k, target_q, target_k)
+        own, cross = overlap(q, k, q, k), overlap(q, k, target_q, target_k)
         return 1 + (own - 2 * cross).sum() / energy
 
     optimizer = torch.optim.LBFGS(

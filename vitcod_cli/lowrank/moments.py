@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.kernels.base import Heads, masked_logits
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.layers import attentions, using
+from vitcod_cli.model.passes import rotary_embedding
 from vitcod_cli.reporting import Progress
 
 CLASS_TOKEN_SHARE = 0.5
@@ -35,7 +37,8 @@ class TokenMoments:
         key: [C, C], the covariance of the tokens of an image around their mean, averaged over
             images: half of it over all tokens alike, half over the tokens as the heads attend to
             them. The mean is left out because softmax does not see a constant added to the logits
-            of a row.
+            of a row. Of layers with a rotary embedding [C+1, C+1], E[y y^T] with a 1 appended: there
+            constants turn with their tokens, and softmax does see them.
         heads: for ``"q"`` and ``"k"`` the sums [H+1, H+1] over channels of one projection's
             vectors across heads, with a 1 appended: all that PCA over heads needs.
     """
@@ -45,13 +48,13 @@ class TokenMoments:
     heads: dict[str, Tensor]
 
     @classmethod
-    def zeros(cls, dim: int, num_heads: int, device: torch.device) -> TokenMoments:
-        """Nothing seen yet."""
+    def zeros(cls, dim: int, num_heads: int, device: torch.device, *, rotated: bool = False) -> TokenMoments:
+        """Nothing seen yet; ``rotated``: whether the layer has a rotary embedding."""
 
         def zero(n: int) -> Tensor:
             return torch.zeros(n, n, dtype=torch.float64, device=device)
 
-        return cls(zero(dim + 1), zero(dim), {letter: zero(num_heads + 1) for letter in "qk"})
+        return cls(zero(dim + 1), zero(dim + rotated), {letter: zero(num_heads + 1) for letter in "qk"})
 
     def tensors(self) -> list[Tensor]:
         """All tensors, for reductions."""
@@ -63,41 +66,49 @@ class MomentKernel(FusedKernel):
 
     needs_all_rows = True
 
-    def __init__(self, attention: SparseLowRankAttention, num_prefix_tokens: int) -> None:
+    def __init__(self, attention: SparseLowRankAttention, num_prefix_tokens: int, rotated: bool = False) -> None:
         super().__init__()
-        weight = attention.qkv.weight
-        self.num_prefix_tokens = num_prefix_tokens
-        self.moments = TokenMoments.zeros(weight.shape[1], attention.num_heads, weight.device)
+        width = attention.projection("q")[0].shape[1]
+        self.num_prefix_tokens, self.rotated = num_prefix_tokens, rotated
+        self.moments = TokenMoments.zeros(width, attention.num_heads, attention.device, rotated=rotated)
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
-        self._add(heads.tokens, heads.q, heads.k, keep)
+        self._add(heads, keep)
         return super().forward(heads, keep, dropout)
 
-    def _add(self, x: Tensor, q: Tensor, k: Tensor, keep: Tensor | None) -> None:
-        """Add the tokens ``x`` [B, N, C] and their Q and K [B, H, N, d]."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+    def _add(self, heads: Heads, keep: Tensor | None) -> None:
+        with torch.autocast(heads.tokens.device.type, enabled=False):
+            x, q, k = heads.tokens.float(), heads.q.float(), heads.k.float()
             batch, tokens, _ = x.shape
-            share = CLASS_TOKEN_SHARE if 0 < self.num_prefix_tokens < tokens else 0.0
-            weights = torch.full((tokens,), (1 - share) / tokens, device=x.device)
-            weights[: self.num_prefix_tokens] += share / max(self.num_prefix_tokens, 1)
+            weights = query_weights(tokens, self.num_prefix_tokens, x.device)
             one = torch.cat([x, x.new_ones(batch, tokens, 1)], dim=-1)
             self.moments.query += _gram((one * weights.sqrt()[:, None]).flatten(0, 1))
-            self.moments.key += self._key_moment(x, masked_logits(q.float(), k.float(), keep))
-            for letter, heads in (("q", q), ("k", k)):
-                vectors = heads.float().permute(0, 2, 3, 1).reshape(-1, heads.shape[1])
+            keys = one if self.rotated else x
+            self.moments.key += self._key_moment(keys, masked_logits(q, k, keep, heads.bias))
+            for letter, part in (("q", q), ("k", k)):
+                vectors = part.permute(0, 2, 3, 1).reshape(-1, part.shape[1])
                 one = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=-1)
-                self.moments.heads[letter] += _gram(one) / (tokens * heads.shape[-1])
+                self.moments.heads[letter] += _gram(one) / (tokens * part.shape[-1])
 
     def _key_moment(self, x: Tensor, logits: Tensor) -> Tensor:
-        """Covariance of the keys' tokens, summed over the batch: sum_j w_j x_j x_j^T - m m^T."""
+        """Covariance of the keys' tokens, summed over the batch: sum_j w_j x_j x_j^T - m m^T, or without m."""
         received = logits.softmax(dim=-1).mean(dim=2)  # [B, H, N]
         attended = (1 - ATTENDED_SHARE) * received.new_full((), 1 / x.shape[1]) + ATTENDED_SHARE * received.mean(1)
         second = _gram((x * attended.sqrt()[..., None]).flatten(0, 1))
+        if self.rotated:
+            return second
         means = torch.einsum("bhn,bnc->bhc", received, x).flatten(0, 1)
         attended_mean = _gram(means) / received.shape[1]
         return second - (1 - ATTENDED_SHARE) * _gram(x.mean(dim=1)) - ATTENDED_SHARE * attended_mean
+
+
+def query_weights(num_tokens: int, num_prefix_tokens: int, device: torch.device) -> Tensor:
+    """What each token counts as a query, float32 [N], 1 in all."""
+    share = CLASS_TOKEN_SHARE if 0 < num_prefix_tokens < num_tokens else 0.0
+    weights = torch.full((num_tokens,), (1 - share) / num_tokens, device=device)
+    weights[:num_prefix_tokens] += share / max(num_prefix_tokens, 1)
+    return weights
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -107,7 +118,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def collect_moments(
-    model: nn.Module,
+    model: Transformer,
     batches: Iterable[Tensor],
     *,
     num_prefix_tokens: int,
@@ -127,9 +138,9 @@ def collect_moments(
         VitcodError: if the model yields values that are not finite.
     """
     model.eval()
-    layers = attentions(model)
-    kernels = [MomentKernel(layer, num_prefix_tokens) for layer in layers]
-    count = torch.zeros(1, dtype=torch.float64, device=layers[0].qkv.weight.device)
+    layers, rotated = attentions(model), rotary_embedding(model) is not None
+    kernels = [MomentKernel(layer, num_prefix_tokens, rotated=rotated) for layer in layers]
+    count = torch.zeros(1, dtype=torch.float64, device=layers[0].device)
     with using(model, lambda index: kernels[index]):
         for images in batches:
             with autocast():

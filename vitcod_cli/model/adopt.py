@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
+from vitcod_cli.model.families import Transformer, image_size
 
 
-def adopt(model: nn.Module, model_kwargs: Mapping[str, Any] | None = None) -> VisionTransformer:
+def adopt(model: nn.Module, model_kwargs: Mapping[str, Any] | None = None) -> Transformer:
     """A copy of ``model`` that has our attention layers and the same weights; ``model`` stays as it is.
 
     Args:
@@ -26,10 +26,10 @@ def adopt(model: nn.Module, model_kwargs: Mapping[str, Any] | None = None) -> Vi
         VitcodError: if its architecture can't be treated, or ``model_kwargs`` don't make a model of its shape.
     """
     if isinstance(getattr(model, "vitcod_config", None), ModelConfig):
-        own: VisionTransformer = copy.deepcopy(model)  # type: ignore[assignment]
+        own: Transformer = copy.deepcopy(model)  # type: ignore[assignment]
         return own
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if not isinstance(model, VisionTransformer) or not name:
+    if not isinstance(model, Transformer) or not name:
         raise VitcodError(
             f"A {type(model).__name__} can't be treated; take a Vision Transformer of timm.create_model, such as "
             "deit_tiny_patch16_224."
@@ -37,7 +37,7 @@ def adopt(model: nn.Module, model_kwargs: Mapping[str, Any] | None = None) -> Vi
     config = ModelConfig(
         model=name,
         num_classes=model.num_classes,
-        img_size=model.patch_embed.img_size,
+        img_size=image_size(model),
         model_kwargs=dict(model_kwargs or {}),
     )
     with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once

@@ -1,4 +1,4 @@
-"""timm's attention with a head auto-encoder before the product and a fixed sparse mask in it."""
+"""A head auto-encoder before the product of Q and K, and a fixed sparse mask in it, for timm's layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SvdType
@@ -19,7 +19,7 @@ from vitcod_cli.model.auto_encoder import (
     init_published,
     projections,
 )
-from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask
+from vitcod_cli.model.kernels.base import Heads, Kernel, added_to_logits
 from vitcod_cli.model.kernels.fused import FusedKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
 
@@ -27,15 +27,23 @@ FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 """Widest layer whose reconstruction loss comes from folded weights on a CPU. The products that this takes grow
 with the square of the width, the passes over Q and K that it saves do not; a GPU is short of time for passes."""
 
+Projection = tuple[Tensor, Tensor | None]
+"""Weight [heads*d, C] and bias [heads*d] or None."""
 
-class SparseLowRankAttention(Attention):
+
+class SparseLowRankAttention(nn.Module):
     """Multi-head self-attention whose Q and K may be low-rank over heads and whose pattern may be fixed.
 
-    Built by timm through its ``attn_layer`` argument; without auto-encoder and mask it computes
-    what timm's ``Attention`` computes. Parameter names are the published ones: ``encoder_q``,
+    What the attention layers of all families have in common; :mod:`vitcod_cli.model.families` has one subclass
+    for each attention layer of timm's. Without auto-encoder and mask it computes what timm's layer computes, and
+    it has the same parameters by the same names. The auto-encoders' are the published ones: ``encoder_q``,
     ``decoder_q``, ``encoder_k``, ``decoder_k``.
 
+    An auto-encoder stands before a rotary embedding: its bias does not rotate with the channels.
+
     Attributes:
+        num_heads: of Q; K and V may have fewer, ``num_kv_heads``, each of which is for several of Q's.
+        head_dim: d, channels of a head. attn_dim: H*d, the width of Q.
         svd_type: which projections have an auto-encoder.
         keep: bool [H, N, N] or None; True = this query may look at this key. Part of the state
             dict when set, so that a sparse model is one file.
@@ -44,21 +52,66 @@ class SparseLowRankAttention(Attention):
             :func:`~vitcod_cli.model.layers.recording_reconstruction`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    num_heads: int
+    head_dim: int
+    attn_dim: int
+    num_kv_heads: int
+    q_norm: nn.Module
+    k_norm: nn.Module
+    norm: nn.Module
+    attn_drop: nn.Dropout
+    proj: nn.Linear
+    proj_drop: nn.Dropout
+    qkv: Any  # a linear layer; None where timm has three
+    keep: Tensor | None
+
+    def begin(self) -> None:
+        """What a layer of timm's has to get to become one of ours: what only some families have, and a state."""
+        self.attn_dim = self.proj.in_features
+        self.head_dim = self.attn_dim // self.num_heads
+        self.num_kv_heads = getattr(self, "num_kv_heads", self.num_heads)
+        for name in ("q_norm", "k_norm", "norm"):
+            if not hasattr(self, name):
+                setattr(self, name, nn.Identity())
         self.svd_type: SvdType = "none"
         self.register_buffer("keep", None)
-        self.keep: Tensor | None
         self.kernel: Kernel = FusedKernel()
         self.record_reconstruction = False
         self.reconstruction_loss: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.proj.weight.device
+
+    # -- projections --------------------------------------------------------------------------
+
+    def heads_of(self, letter: str) -> int:
+        """How many heads ``"q"``, ``"k"`` or ``"v"`` has."""
+        return self.num_heads if letter == "q" else self.num_kv_heads
+
+    def projection(self, letter: str) -> Projection:
+        """Weight and bias of ``"q"``, ``"k"`` or ``"v"``: parts of the parameters."""
+        raise NotImplementedError
+
+    def packed_projection(self) -> Projection | None:
+        """Weight [3*H*d, C] and bias of Q, K and V in one product; None where timm has three."""
+        raise NotImplementedError
+
+    def set_projections(self, projections: dict[str, Projection]) -> None:
+        """Put others in place of Q's, K's and V's; of the same shape, with a bias where there was none perhaps."""
+        raise NotImplementedError
+
+    def position_bias(self, shared: Tensor | None) -> Tensor | None:
+        """What is added to the logits beside the mask, [H, N, N]; ``shared``: what the model gives all layers."""
+        return None
 
     # -- auto-encoder -------------------------------------------------------------------------
 
     def add_auto_encoder(self, svd_type: SvdType) -> None:
         """Give the projections of ``svd_type`` an auto-encoder with the published initialisation."""
         self.svd_type = svd_type
-        hidden, like = compressed_heads(self.num_heads), self.qkv.weight
+        hidden, like = compressed_heads(self.num_heads), self.proj.weight
         for letter in projections(svd_type):
             encoder = nn.Linear(self.num_heads, hidden, device=like.device, dtype=like.dtype)
             decoder = nn.Linear(hidden, self.num_heads, device=like.device, dtype=like.dtype)
@@ -73,74 +126,75 @@ class SparseLowRankAttention(Attention):
 
     @property
     def foldable(self) -> bool:
-        """Whether the auto-encoder may be folded into qkv: not through a norm on Q and K."""
+        """Whether the auto-encoder may be folded into the projections: not through a norm on Q and K."""
         return isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
 
-    def folded_qkv(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [3*H*d, C] and bias of one projection that yields reconstructed Q and K, and V."""
-        weight, bias = self.qkv.weight, self.qkv.bias
-        if self.svd_type == "none":
+    @property
+    def folds_as_timm_has_it(self) -> bool:
+        """Whether timm's layer has a place for what :meth:`fold` makes."""
+        return True
+
+    def folded(self, letter: str) -> Projection:
+        """Weight and bias that yield ``"q"``, ``"k"`` or ``"v"`` as it comes from its auto-encoder."""
+        weight, bias = self.projection(letter)
+        pair = self.auto_encoder(letter)
+        if pair is None:
             return weight, bias
-        weights = list(weight.chunk(3))
-        biases = list(bias.chunk(3)) if bias is not None else [weight.new_zeros(self.attn_dim)] * 3
-        for index, letter in enumerate("qk"):
-            pair = self.auto_encoder(letter)
-            if pair is not None:
-                m, b = head_map(*pair)
-                folded, shift = fold_rows(weights[index], biases[index], m, b)
-                weights[index], biases[index] = folded.to(weight.dtype), shift.to(weight.dtype)
-        return torch.cat(weights), torch.cat(biases)
+        folded, shift = fold_rows(weight, bias, *head_map(*pair))
+        return folded.to(weight.dtype), shift.to(weight.dtype)
 
     def set_keep(self, keep: Tensor | None) -> None:
         """Fix the pattern: bool [H, N, N] on any device, True = this query may look at this key; None = all."""
-        self.keep = None if keep is None else keep.to(self.qkv.weight.device, torch.bool).contiguous()
+        self.keep = None if keep is None else keep.to(self.device, torch.bool).contiguous()
         self.kernel = FusedKernel()
 
     @torch.no_grad()
-    def prepare_inference(self, grid: tuple[int, int], dtype: torch.dtype, *, plan: bool = True) -> None:
+    def prepare_inference(
+        self, grid: tuple[int, int], dtype: torch.dtype, *, bias: Tensor | None = None, plan: bool = True
+    ) -> None:
         """Do once what needs no image: fold the auto-encoder, and take a kernel that has prepared the mask.
 
         Args:
             grid: patches along height and width.
             dtype: what attention will be computed in.
+            bias: what is added to the logits beside the mask, [H, N, N].
             plan: whether all rows will be computed, so that a plan may pay.
         """
         self.fold()
-        if self.keep is None:
+        added = added_to_logits(self.keep, bias, dtype)
+        if added is None:
             return
-        additive, planned = additive_mask(self.keep, dtype)[None], None
-        if plan and self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
-            planned = plan_attention(self.keep, grid)
+        additive, planned = added[None], None
+        if plan and self.keep is not None and self.device.type == "cpu" and dtype == torch.float32:
+            planned = plan_attention(self.keep, grid, bias)
         kernel = FusedKernel(additive) if planned is None else PlannedKernel(planned, additive)
         self.kernel = kernel.train(self.training)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put the auto-encoder into the qkv weights for good, where it can be: inference then costs
+        """Put the auto-encoder into the weights of Q and K for good, where it can be: inference then costs
         what the dense layer costs. Nothing changes for a layer with a norm on Q and K."""
         if self.svd_type == "none" or not self.foldable:
             return
-        weight, bias = self.folded_qkv()
+        folded = {letter: self.folded(letter) for letter in "qkv"}
         for letter in projections(self.svd_type):
             delattr(self, f"encoder_{letter}")
             delattr(self, f"decoder_{letter}")
         self.svd_type = "none"
-        assert bias is not None  # an auto-encoder has one, even where qkv has none
-        self.qkv.weight, self.qkv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.set_projections(folded)
 
     def _folded_reconstruction(self, x: Tensor) -> Tensor | None:
         """The reconstruction loss of tokens ``x`` [B, N, C], from weights alone; None without an auto-encoder."""
         weights, biases = [], []
-        for index, letter in enumerate("qk"):
+        for letter in projections(self.svd_type):
             pair = self.auto_encoder(letter)
-            if pair is not None:
-                m, b = head_map(*pair)
-                rows = slice(index * self.attn_dim, (index + 1) * self.attn_dim)
-                bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-                identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
-                weight, bias = fold_rows(self.qkv.weight[rows], bias, m - identity, b)
-                weights.append(weight)
-                biases.append(bias)
+            assert pair is not None
+            m, b = head_map(*pair)
+            weight, bias = self.projection(letter)
+            identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
+            weight, shift = fold_rows(weight, bias, m - identity, b)
+            weights.append(weight)
+            biases.append(shift)
         if not weights:
             return None
         with torch.autocast(x.device.type, enabled=False):
@@ -170,25 +224,24 @@ class SparseLowRankAttention(Attention):
 
     # -- forward ------------------------------------------------------------------------------
 
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rows: int | None = None
+    def attend(
+        self, x: Tensor, *, rope: Tensor | None = None, bias: Tensor | None = None, rows: int | None = None
     ) -> Tensor:
-        """Attention over tokens ``x`` [B, N, C]; returns [B, N, C]. The mask is the fixed one.
+        """Attention over tokens ``x`` [B, N, C]; returns [B, N, C].
 
         Args:
+            rope: sine and cosine of the rotary embedding, as timm has them: [patches, 2*d], or for each head.
+            bias: what is added to the logits, [H, N, N].
             rows: compute the first so many rows alone, [B, rows, C].
-
-        Raises:
-            ValueError: if timm passes a mask of its own: two patterns at once mean nothing here.
         """
-        if attn_mask is not None or is_causal:
-            raise ValueError("SparseLowRankAttention has its own fixed mask and takes no other")
-        heads = self.project(x, rows)
+        heads = self.project(x, rows, rope, bias)
         attended = self.kernel(heads, self.keep, self.attn_drop.p if self.training else 0.0)
         return self.output(x if rows is None else x[:, :rows], attended)
 
-    def project(self, x: Tensor, rows: int | None = None) -> Heads:
-        """Q, K (reconstructed) and V of tokens ``x`` [B, N, C]; Q of the first ``rows`` alone, if given."""
+    def project(
+        self, x: Tensor, rows: int | None = None, rope: Tensor | None = None, bias: Tensor | None = None
+    ) -> Heads:
+        """Q, K (reconstructed, then rotated) and V of tokens ``x`` [B, N, C]; arguments as for :meth:`attend`."""
         self.reconstruction_loss = None
         device, tokens = x.device.type, x
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -196,30 +249,53 @@ class SparseLowRankAttention(Attention):
         if fold and self.record_reconstruction:
             x = x.to(dtype)  # once for both
             self.reconstruction_loss = self._folded_reconstruction(x)
-        packed: Tensor | None = None
-        if rows is None or (self.record_reconstruction and not fold):  # the loss is over all of Q
-            packed = F.linear(x, *self.folded_qkv()) if fold else self.qkv(x)
-            q, k, v = self._heads(packed)
+        whole = rows is None or (self.record_reconstruction and not fold)  # the loss is over all of Q
+        packed = self._packed(x, fold=fold) if whole else None
+        if packed is not None:
+            q, k, v = self._heads(packed, 3, self.num_heads)
         else:
-            weight, bias = self.folded_qkv() if fold else (self.qkv.weight, self.qkv.bias)
-            rest = slice(self.attn_dim, None)
-            bias_q, bias_kv = (None, None) if bias is None else (bias[: self.attn_dim], bias[rest])
-            (q,) = self._heads(F.linear(x[:, :rows], weight[: self.attn_dim], bias_q))
-            k, v = self._heads(F.linear(x, weight[rest], bias_kv))
-        if fold:
-            return Heads(tokens, q, k, v, packed)
-        q, k = self._reconstruct(self.q_norm(q), "q"), self._reconstruct(self.k_norm(k), "k")
-        return Heads(tokens, q if rows is None else q[:, :, :rows], k, v, None)
+            q, k, v = (self._projected(x if whole or part != "q" else x[:, :rows], part, fold) for part in "qkv")
+        if not fold:
+            q, k = self._reconstruct(self.q_norm(q), "q"), self._reconstruct(self.k_norm(k), "k")
+            q = q if rows is None else q[:, :, :rows]
+        if rope is not None:
+            assert rows is None, "no head of a model with a rotary embedding reads some rows alone, so far"
+            q, k = self._rotated(q, rope).type_as(v), self._rotated(k, rope).type_as(v)
+        if self.num_kv_heads < self.num_heads:
+            k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k, v))
+        return Heads(tokens, q, k, v, packed if fold and rope is None else None, bias)
 
-    def _heads(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """Of projected tokens [B, N, P*H*d] the ``P`` parts, some of Q, K and V: each [B, H, N, d]."""
-        parts = projected.reshape(*projected.shape[:2], -1, self.num_heads, self.head_dim)
-        return tuple(parts.permute(2, 0, 3, 1, 4).unbind(0))
+    def _packed(self, x: Tensor, *, fold: bool) -> Tensor | None:
+        """Q, K and V of ``x`` [B, N, C] by one product, [B, N, 3*H*d]; None where timm has three."""
+        projection = self.packed_projection()
+        if projection is None:
+            return None
+        if not fold or self.svd_type == "none":
+            return F.linear(x, *projection)
+        parts = [self.folded(letter) for letter in "qkv"]
+        biases = [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts]
+        return F.linear(x, torch.cat([weight for weight, _ in parts]), torch.cat(biases))
+
+    def _projected(self, x: Tensor, letter: str, fold: bool) -> Tensor:
+        """One of Q, K and V of ``x`` [B, N, C]: [B, heads, N, d]."""
+        projected = F.linear(x, *(self.folded(letter) if fold else self.projection(letter)))
+        return self._heads(projected, 1, self.heads_of(letter))[0]
+
+    def _heads(self, projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        """Of projected tokens [B, N, parts*heads*d] the parts: each [B, heads, N, d]."""
+        split = projected.reshape(*projected.shape[:2], parts, heads, self.head_dim)
+        return tuple(split.permute(2, 0, 3, 1, 4).unbind(0))
+
+    def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
+        """Q or K ``x`` [B, heads, N, d] with its patches rotated by their positions; prefix tokens have none."""
+        prefix = x.shape[-2] - rope.shape[-2]
+        half = getattr(self, "rotate_half", False)
+        return torch.cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)], dim=2)
 
     def output(self, x: Tensor, merged: Tensor) -> Tensor:
         """From attended values [B, N, H*d] to the layer's output: norm, gate, project."""
         merged = self.norm(merged)
-        gate = getattr(self, "gate", None)  # timm has it since 1.0.28
+        gate = getattr(self, "gate", None)
         if gate is not None:
             merged = merged * gate(x).sigmoid()
         projected: Tensor = self.proj_drop(self.proj(merged))

@@ -6,20 +6,20 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.files import first_line
-from vitcod_cli.artifacts.model_arguments import check_model_kwargs, is_count, is_size
+from vitcod_cli.artifacts.model_arguments import VIT_MODULES, check_model_kwargs, is_count, is_size
 from vitcod_cli.artifacts.model_config import ModelConfig, is_model_name
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.families import Transformer, treat
 from vitcod_cli.model.read_rows import leave_out_unread_rows
+from vitcod_cli.model.refusals import auto_encoder_refusal, refusal
 from vitcod_cli.model.size import check_divides, check_fits_memory
 
 
-def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
+def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> Transformer:
     """A timm Vision Transformer whose attention layers are ours, with random weights.
 
     The model carries its ``config`` as ``model.vitcod_config``.
@@ -29,11 +29,14 @@ def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransfo
         drop_path: stochastic depth rate, for training.
 
     Raises:
-        VitcodError: for an unknown name, arguments that timm refuses, or an architecture that is
-            not made of timm's plain ``Attention``.
+        VitcodError: for an unknown name, arguments that timm refuses, an architecture that can't be treated, or
+            an auto-encoder that it can't have.
     """
     check_architecture(config)
-    model = _create(config, attn_layer=SparseLowRankAttention, drop_path_rate=drop_path)
+    model = _create(config, drop_path_rate=drop_path)
+    treat(model)
+    if config.svd_type != "none":
+        check_auto_encoder(model, config)
     for module in model.modules():
         if isinstance(module, SparseLowRankAttention):
             module.add_auto_encoder(config.svd_type)
@@ -42,7 +45,7 @@ def build_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransfo
     return model
 
 
-def plain_model(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
+def plain_model(config: ModelConfig, *, drop_path: float = 0.0) -> Transformer:
     """timm's own model of that shape, random weights: no auto-encoders, and no mask can be set.
 
     Raises:
@@ -72,7 +75,7 @@ def check_known(name: str) -> None:
 
 
 def check_architecture(config: ModelConfig) -> None:
-    """Raise a VitcodError unless ``config`` names a plain timm ViT that we can treat.
+    """Raise a VitcodError unless ``config`` names a ViT of timm's that we can treat.
 
     It is built without memory for its weights, so that one too large for this machine is told before it takes any.
     """
@@ -85,30 +88,33 @@ def check_architecture(config: ModelConfig) -> None:
         )
     with torch.device("meta"):
         model = _create(config)
-    plain = [module for module in model.modules() if type(module) is Attention]
-    if isinstance(model, VisionTransformer) and plain:
-        other = [name for name, module in model.blocks.named_children() if not _has_attention(module)]
-        if not other and model.patch_embed.num_patches > 0:
-            check_divides(model, config, default_img_size(config.model))
-            check_fits_memory(model, config)
-            return
-        if not other:
-            raise VitcodError(
-                f"--img-size {_in_words(config.img_size)} is smaller than a patch of --model {config.model}; take "
-                "a larger one."
-            )
-    raise VitcodError(
-        f"--model {config.model} can't be treated: it is a {type(model).__name__} whose blocks are not built "
-        "from timm's plain Attention (choose a DeiT or ViT model, such as deit_tiny_patch16_224)."
-    )
+    reason = refusal(model)
+    if reason is not None:
+        raise VitcodError(
+            f"--model {config.model} can't be treated: it is a {type(model).__name__} ({reason}); choose another "
+            "(vitcod models lists those that can), such as deit_tiny_patch16_224."
+        )
+    if model.patch_embed.num_patches == 0:
+        raise VitcodError(
+            f"--img-size {_in_words(config.img_size)} is smaller than a patch of --model {config.model}; take "
+            "a larger one."
+        )
+    check_divides(model, config, default_img_size(config.model))
+    check_fits_memory(model, config)
+
+
+def check_auto_encoder(model: Transformer, config: ModelConfig) -> None:
+    """Raise a VitcodError if ``model``, one of ours, can have no head auto-encoder."""
+    reason = auto_encoder_refusal(model)
+    if reason is not None:
+        raise VitcodError(
+            f"--model {config.model} can have no head auto-encoder: {reason}. Masks it can have: go on with "
+            "dump-attn, gen-mask and finetune-sparse from the dense model."
+        )
 
 
 def _in_words(size: tuple[int, int]) -> str:
     return "x".join(map(str, size))
-
-
-def _has_attention(block: nn.Module) -> bool:
-    return any(type(module) is Attention for module in block.modules())
 
 
 def _unknown_model(name: str) -> str:
@@ -120,14 +126,14 @@ def _unknown_model(name: str) -> str:
     return f"--model {name} is not a model that timm knows; {hint}"
 
 
-def _create(config: ModelConfig, **extra: Any) -> VisionTransformer:
+def _create(config: ModelConfig, **extra: Any) -> Transformer:
     # img_size is passed to ViTs only: other architectures refuse it, and are refused by name anyway.
     kwargs: dict[str, Any] = {**config.model_kwargs, **extra, "num_classes": config.num_classes}
     module = timm.models.model_entrypoint(config.model).__module__
-    if module.rsplit(".", 1)[-1] in ("vision_transformer", "deit", "vision_transformer_hybrid"):
+    if module.rsplit(".", 1)[-1] in VIT_MODULES:
         kwargs["img_size"] = config.img_size
     try:
-        return cast(VisionTransformer, timm.create_model(config.model, pretrained=False, **kwargs))
+        return cast(Transformer, timm.create_model(config.model, pretrained=False, **kwargs))
     # timm checks few arguments itself: num_heads=0 divides by zero, act_layer=x is a KeyError.
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError) as error:
         reason = first_line(error)
@@ -150,7 +156,7 @@ def default_img_size(name: str, model_kwargs: dict[str, Any] | None = None) -> t
     return (size, size) if isinstance(size, int) else cast("tuple[int, int]", tuple(size))
 
 
-def input_channels(model: VisionTransformer) -> int:
+def input_channels(model: Transformer) -> int:
     """Channels of the images that ``model`` takes; a hybrid's patches are not made of pixels."""
     stem = next(module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d))
     return int(stem.in_channels)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer, grid_size, num_tokens
 from vitcod_cli.model.kernels.base import Kernel
+from vitcod_cli.model.passes import position_biases
 from vitcod_cli.model.read_rows import rows_read
 
 
@@ -21,14 +22,14 @@ def attentions(model: nn.Module) -> list[SparseLowRankAttention]:
     return [module for module in model.modules() if isinstance(module, SparseLowRankAttention)]
 
 
-def attention_shape(model: VisionTransformer) -> tuple[int, int, int, int]:
+def attention_shape(model: Transformer) -> tuple[int, int, int, int]:
     """(L, H, N, N) of the model's maps and masks."""
     layers = attentions(model)
-    num_tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-    return len(layers), layers[0].num_heads, num_tokens, num_tokens
+    tokens = num_tokens(model)
+    return len(layers), layers[0].num_heads, tokens, tokens
 
 
-def set_keep_mask(model: VisionTransformer, keep: Tensor) -> None:
+def set_keep_mask(model: Transformer, keep: Tensor) -> None:
     """Fix the attention pattern of every layer.
 
     Args:
@@ -67,7 +68,7 @@ def keep_mask(model: nn.Module) -> Tensor | None:
     return torch.stack(masks) if masks else None
 
 
-def fold_auto_encoders(model: VisionTransformer) -> None:
+def fold_auto_encoders(model: Transformer) -> None:
     """Fold every auto-encoder into its qkv weights, in place, for inference: same function, no cost.
 
     What can't be folded (behind a norm on Q and K) stays. The folded model is no longer the one that its
@@ -77,7 +78,7 @@ def fold_auto_encoders(model: VisionTransformer) -> None:
         attention.fold()
 
 
-def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float32) -> None:
+def prepare_inference(model: Transformer, dtype: torch.dtype = torch.float32) -> None:
     """Make ``model`` as fast at inference as it can be, in place, on the device that it is on.
 
     Auto-encoders are folded (:func:`fold_auto_encoders`), masks turned into what attention adds, and where a
@@ -89,8 +90,12 @@ def prepare_inference(model: VisionTransformer, dtype: torch.dtype = torch.float
             would round to it at every forward are rounded once.
     """
     unplanned = None if rows_read(model) is None else model.blocks[-1].attn
-    for attention in attentions(model):
-        attention.prepare_inference(model.patch_embed.grid_size, dtype, plan=attention is not unplanned)
+    device = attentions(model)[0].device.type
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        biases = position_biases(model)  # which a small network may compute
+    for attention, bias in zip(attentions(model), biases, strict=True):
+        plan = attention is not unplanned
+        attention.prepare_inference(grid_size(model), dtype, bias=bias, plan=plan)
     if dtype != torch.float32:
         _round_weights(model, dtype)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.architecture import architecture_in_words, class_count_of, svd_type_of
@@ -18,6 +17,7 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import build_model, check_architecture, default_img_size, model_config
+from vitcod_cli.model.families import Transformer, filter_checkpoint
 from vitcod_cli.model.hub import pretrained_model
 from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask
 from vitcod_cli.model.mask_origin import check_origin
@@ -46,7 +46,7 @@ def load_model(
     reporter: Reporter,
     mask: str | None = None,
     like: ModelConfig | None = None,
-) -> VisionTransformer:
+) -> Transformer:
     """Build the model that ``settings`` and the checkpoint at ``source`` describe, and load it.
 
     Args:
@@ -74,7 +74,7 @@ def load_model(
 
 
 def apply_mask(
-    model: VisionTransformer, path: str | os.PathLike[str], flag: str = "--mask", reporter: Reporter = QUIET
+    model: Transformer, path: str | os.PathLike[str], flag: str = "--mask", reporter: Reporter = QUIET
 ) -> None:
     """Read a mask and fix it on ``model``.
 
@@ -131,7 +131,7 @@ def _pretrained(settings: ModelSettings, flag: str) -> Checkpoint:
 # -- its tensors ------------------------------------------------------------------------------
 
 
-def load_weights(model: VisionTransformer, checkpoint: Checkpoint, *, flag: str, reporter: Reporter) -> None:
+def load_weights(model: Transformer, checkpoint: Checkpoint, *, flag: str, reporter: Reporter) -> None:
     """Load all of ``checkpoint`` into ``model``, resampled and with a new head where sizes differ.
 
     Raises:
@@ -176,7 +176,7 @@ def _check_own_shapes(checkpoint: Checkpoint, where: str) -> None:
         )
 
 
-def _check_dtypes(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> None:
+def _check_dtypes(model: Transformer, state_dict: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights in integers or 8 bits: they are quantised, and mean nothing without what belongs to them."""
     expected = model.state_dict()
     names = [
@@ -192,7 +192,7 @@ def _check_dtypes(model: VisionTransformer, state_dict: Mapping[str, Tensor], wh
         )
 
 
-def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: str) -> Tensor | None:
+def _pop_keep(model: Transformer, state_dict: dict[str, Tensor], where: str) -> Tensor | None:
     """Take the masks out of ``state_dict``: bool [L, H, N, N], or None for a dense checkpoint."""
     layers = [name for name, module in model.named_modules() if isinstance(module, SparseLowRankAttention)]
     keys = [f"{name}.keep" for name in layers if f"{name}.keep" in state_dict]
@@ -216,7 +216,7 @@ def _pop_keep(model: VisionTransformer, state_dict: dict[str, Tensor], where: st
     return torch.stack(masks)
 
 
-def _renew_heads(model: VisionTransformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter) -> None:
+def _renew_heads(model: Transformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter) -> None:
     """Where the class count differs, put the model's own fresh heads in place of the checkpoint's."""
     classes, in_file = model.num_classes, class_count_of(state_dict)
     if classes == in_file:
@@ -234,11 +234,11 @@ def _renew_heads(model: VisionTransformer, state_dict: dict[str, Tensor], where:
 
 
 def _resampled(
-    model: VisionTransformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter
+    model: Transformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter
 ) -> dict[str, Tensor]:
     """Names and sizes as the model has them, through timm's own checkpoint filter."""
     try:
-        filtered: dict[str, Tensor] = checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+        filtered = filter_checkpoint(state_dict, model)
     # timm's filter takes names for granted, and what they stand for.
     except (
         RuntimeError,
@@ -261,7 +261,7 @@ def _resampled(
     return filtered
 
 
-def _check_fit(model: VisionTransformer, state_dict: dict[str, Tensor], where: str) -> None:
+def _check_fit(model: Transformer, state_dict: dict[str, Tensor], where: str) -> None:
     """Raise a VitcodError unless names and shapes are the model's, all of them."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in state_dict]
@@ -277,7 +277,7 @@ def _check_fit(model: VisionTransformer, state_dict: dict[str, Tensor], where: s
         raise VitcodError(f"{_misfit(model, state_dict, where)}; tensors: {', '.join(parts)}.")
 
 
-def _misfit(model: VisionTransformer, state_dict: Mapping[str, Tensor], where: str) -> str:
+def _misfit(model: Transformer, state_dict: Mapping[str, Tensor], where: str) -> str:
     architecture = architecture_in_words(state_dict)
     return f"{where} doesn't fit --model {model_config(model).model} (the checkpoint has {architecture})"
 

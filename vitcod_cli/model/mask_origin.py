@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.reporting import Reporter
 
 _TRAINING = (
@@ -19,7 +18,7 @@ _TRAINING = (
 """Arguments that say nothing of where attention goes."""
 
 
-def check_origin(info: Mapping[str, Any], model: VisionTransformer, where: str, reporter: Reporter) -> None:
+def check_origin(info: Mapping[str, Any], model: Transformer, where: str, reporter: Reporter) -> None:
     """Compare the model that a mask says it was made for with the one that it is put on; both have its shape.
 
     Another checkpoint of the same architecture is fine: masks are made to be fine-tuned under. A mask that says

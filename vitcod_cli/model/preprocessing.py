@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.data.preprocess import Preprocess, preprocess_for
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.model.build import input_channels, model_config
+from vitcod_cli.model.families import Transformer
 
 
-def preprocess_of(model: VisionTransformer, data: DataSettings | None = None) -> Preprocess:
+def preprocess_of(model: Transformer, data: DataSettings | None = None) -> Preprocess:
     """Resize, crop and normalisation of ``model``: its own mean and std, the crop of ``data`` or DeiT's.
 
     Raises:

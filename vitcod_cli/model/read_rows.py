@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from vitcod_cli.model.attention import SparseLowRankAttention
+from vitcod_cli.model.families import PlainAttention, Transformer
 from vitcod_cli.model.passes import tokens_of
 
 
@@ -38,21 +39,26 @@ class ReadRowsDistilled(ReadRowsTransformer, VisionTransformerDistilled):
     """The same of a model with a distillation token; in distilled training it gives the logits of both heads."""
 
 
-_CLASSES = {VisionTransformer: ReadRowsTransformer, VisionTransformerDistilled: ReadRowsDistilled}
+_CLASSES: dict[type[nn.Module], type[ReadRowsTransformer]] = {
+    VisionTransformer: ReadRowsTransformer,
+    VisionTransformerDistilled: ReadRowsDistilled,
+}
 
 
-def leave_out_unread_rows(model: VisionTransformer) -> None:
+def leave_out_unread_rows(model: Transformer) -> None:
     """Make ``model``, as timm built it, one whose ``forward`` leaves unread rows out; others stay as they are."""
     # timm chooses the class of a model by its name, and no argument of it changes that.
-    model.__class__ = _CLASSES.get(type(model), type(model))
+    own = _CLASSES.get(type(model))
+    if own is not None:
+        model.__class__ = own
 
 
-def rows_read(model: VisionTransformer) -> int | None:
+def rows_read(model: Transformer) -> int | None:
     """How many rows of the last block the head of ``model`` reads, the first ones; None where it computes all."""
     if not isinstance(model, ReadRowsTransformer) or model.grad_checkpointing or not len(model.blocks):
         return None
     last = model.blocks[-1]
-    if type(last) is not Block or type(last.attn) is not SparseLowRankAttention:
+    if type(last) is not Block or type(last.attn) is not PlainAttention:
         return None
     if isinstance(model, VisionTransformerDistilled):
         return 2

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.families import Transformer, num_tokens
 
 _BYTES = 4  # float32
 
 
-def check_divides(model: VisionTransformer, config: ModelConfig, own_size: tuple[int, int]) -> None:
+def check_divides(model: Transformer, config: ModelConfig, own_size: tuple[int, int]) -> None:
     """Refuse an image size that patches don't divide: timm would cut the rest of every image off.
 
     Args:
@@ -37,7 +37,7 @@ def check_divides(model: VisionTransformer, config: ModelConfig, own_size: tuple
             )
 
 
-def check_fits_memory(model: VisionTransformer, config: ModelConfig) -> None:
+def check_fits_memory(model: Transformer, config: ModelConfig) -> None:
     """Refuse a model whose weights, or the mask of one head, take more than half of this machine's memory.
 
     Half, because loading needs the file's weights beside the model's.
@@ -50,7 +50,7 @@ def check_fits_memory(model: VisionTransformer, config: ModelConfig) -> None:
     """
     memory = memory_bytes()
     weights = _BYTES * sum(parameter.numel() for parameter in model.parameters())
-    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    tokens = num_tokens(model)
     for what, size in (("the weights", weights), (f"a mask of {tokens} tokens", tokens * tokens)):
         if size > memory / 2:
             height, width = config.img_size

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.hub import check_push
 from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import SparsityError
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.pipeline.options import DEFAULT_SPARSITY, CompressOptions
 from vitcod_cli.pipeline.plan import in_words
 from vitcod_cli.pipeline.record import Row
@@ -49,7 +48,7 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         return _Compression(options, prepared, reporter).run()
 
 
-def _check_drop(model: VisionTransformer, max_drop: float | None) -> None:
+def _check_drop(model: Transformer, max_drop: float | None) -> None:
     """Raise a VitcodError if there are no points to lose."""
     if max_drop is not None and not model.num_classes:
         raise VitcodError(

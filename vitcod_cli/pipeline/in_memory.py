@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SvdType
@@ -32,6 +31,7 @@ from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.model.adopt import adopt
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import fold_auto_encoders, keep_mask, set_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -58,7 +58,7 @@ def compress(
     runtime: RuntimeSettings | None = None,
     reporter: Reporter = QUIET,
     model_kwargs: Mapping[str, Any] | None = None,
-) -> VisionTransformer:
+) -> Transformer:
     """Make a Vision Transformer low-rank and sparse, in minutes and without labels.
 
     It is what ``finetune-lowrank --epochs 0``, ``dump-attn``, ``gen-mask`` and ``finetune-sparse --epochs 0
@@ -130,7 +130,7 @@ def compress(
 
 def _dense(
     model: nn.Module | str | os.PathLike[str], model_kwargs: Mapping[str, Any] | None, reporter: Reporter
-) -> VisionTransformer:
+) -> Transformer:
     """The model to compress, of our own."""
     if isinstance(model, nn.Module):
         return adopt(model, model_kwargs)
@@ -140,7 +140,7 @@ def _dense(
 
 def _sample(
     images: str | os.PathLike[str] | Iterable[Tensor],
-    model: VisionTransformer,
+    model: Transformer,
     settings: CalibrationSettings,
     runtime: Runtime,
     reporter: Reporter,
@@ -163,7 +163,7 @@ def _sample(
     )
 
 
-def _check_untreated(model: VisionTransformer, svd_type: SvdType) -> None:
+def _check_untreated(model: Transformer, svd_type: SvdType) -> None:
     """Refuse a model that would be treated twice, and teach itself what it has lost."""
     if keep_mask(model) is not None:
         raise VitcodError("The model has a mask already; give compress the model that it was made from.")
@@ -196,7 +196,7 @@ def _gather(
 
 
 def _mask(
-    model: VisionTransformer,
+    model: Transformer,
     images: CalibrationImages,
     settings: MaskSettings,
     runtime: Runtime,

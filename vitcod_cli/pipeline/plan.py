@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.bench.workload import synthetic_images
 from vitcod_cli.calibration.settings import CalibrationSettings
@@ -15,6 +14,8 @@ from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.workers import default_workers
 from vitcod_cli.distributed import from_main, world_size
+from vitcod_cli.model.families import Transformer
+from vitcod_cli.model.passes import block_passes, tokens_of
 from vitcod_cli.pipeline.options import PipelineOptions
 from vitcod_cli.pipeline.stages import lowrank_calibration
 from vitcod_cli.runtime import Runtime
@@ -47,22 +48,22 @@ class Costs:
 
 
 def measure_costs(
-    model: VisionTransformer, images: ImageData, preprocess: Preprocess, options: PipelineOptions, runtime: Runtime
+    model: Transformer, images: ImageData, preprocess: Preprocess, options: PipelineOptions, runtime: Runtime
 ) -> Costs:
     """Costs on this machine; ``model`` is on the device, and stays as it is."""
     model.eval()
     batch = synthetic_images(model, _BATCH, runtime.device)
     with torch.no_grad():
-        tokens = model._pos_embed(model.patch_embed(batch))
+        tokens = tokens_of(model, batch)
         forward = _seconds(lambda: model(batch), runtime) / _BATCH
-    block = model.blocks[0]
+    block, block_pass = model.blocks[0], block_passes(model)[0]
     size = max(1, options.calibration.calibrate_batch_size // world_size())
     tokens = tokens[torch.arange(size) % _BATCH]
     parameters = list(block.parameters())
 
     def step() -> None:
         with torch.enable_grad():
-            torch.autograd.grad(block(tokens).float().square().mean(), parameters)
+            torch.autograd.grad(block_pass(tokens).float().square().mean(), parameters, allow_unused=True)
 
     workers = default_workers() if options.data.workers is None else options.data.workers
     read = _reading(images, preprocess) / max(workers, 1)

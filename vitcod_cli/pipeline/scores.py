@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.bench.counting import count
@@ -22,6 +21,7 @@ from vitcod_cli.distributed import from_main
 from vitcod_cli.evaluation.features import compare_features
 from vitcod_cli.evaluation.outcomes import Outcomes, Remembered, compare
 from vitcod_cli.evaluation.paired import accuracy_interval, mean_interval, paired_difference
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
@@ -96,10 +96,10 @@ class Scores:
             )
         return from_main([Spread.of([1000 * value / _TIMED_BATCH for value in times]) for times in seconds])
 
-    def _load(self, checkpoint: Path) -> VisionTransformer:
+    def _load(self, checkpoint: Path) -> Transformer:
         return load_model(ModelSettings(), str(checkpoint), flag="--output-dir", reporter=QUIET)
 
-    def _ready(self, model: VisionTransformer) -> VisionTransformer:
+    def _ready(self, model: Transformer) -> Transformer:
         self._runtime.prepare(model).eval()
         prepare_inference(model, self._runtime.dtype)
         return self._runtime.compiled(model)
@@ -144,7 +144,7 @@ def _accuracy(outcomes: Outcomes, dense: Outcomes | None) -> dict[str, Any]:
     }
 
 
-def _size(model: VisionTransformer, checkpoint: Path) -> dict[str, Any]:
+def _size(model: Transformer, checkpoint: Path) -> dict[str, Any]:
     counts = count(model)
     return {
         "sparsity": counts.saved_attention_share,

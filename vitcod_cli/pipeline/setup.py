@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.files import free_folder
 from vitcod_cli.artifacts.output_folder import check_output, locked_folder
 from vitcod_cli.artifacts.provenance import provenance
@@ -21,6 +19,7 @@ from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import on_main, restarted
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, keep_mask
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.pipeline.options import Method, PipelineOptions
@@ -96,7 +95,7 @@ def prepare(
     reporter: Reporter,
     *,
     check: Callable[[], None] = lambda: None,
-    check_model: Callable[[VisionTransformer], None] = lambda model: None,
+    check_model: Callable[[Transformer], None] = lambda model: None,
 ) -> Iterator[Prepared]:
     """Check all that can be checked, take the folder, and leave the dense model in it.
 
@@ -131,7 +130,7 @@ def _set_up(
     command: str,
     options: PipelineOptions,
     path: Path,
-    model: VisionTransformer,
+    model: Transformer,
     images: Images,
     *,
     runtime: Runtime,
@@ -180,7 +179,7 @@ def _set_up(
     )
 
 
-def _write_dense(model: VisionTransformer, options: PipelineOptions, record: Record) -> Path:
+def _write_dense(model: Transformer, options: PipelineOptions, record: Record) -> Path:
     """The model as it is before anything is done to it, as a checkpoint of ours, which names its architecture."""
     path = record.path.parent / DENSE_FILE
     source = options.init_from

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.files import free_path
 from vitcod_cli.artifacts.provenance import provenance
@@ -16,6 +14,7 @@ from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.distributed import is_main, on_main
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import fold_auto_encoders, keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -80,7 +79,7 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
     return MapResult(options.output, num_images, list(attention.shape))
 
 
-def _info(model: VisionTransformer, options: AttentionMapOptions) -> dict[str, Any]:
+def _info(model: Transformer, options: AttentionMapOptions) -> dict[str, Any]:
     """What the map says of itself."""
     return {
         **provenance("vitcod dump-attn", options.checkpoint),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitcod_cli.artifacts.files import sha256_of
@@ -35,6 +34,7 @@ from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
 from vitcod_cli.evaluation.results_file import COLUMNS, FEATURE_COLUMNS, add_results, check_results_file
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import keep_mask, prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -135,7 +135,7 @@ class _Subject:
     """A model that is evaluated."""
 
     name: str
-    network: VisionTransformer | Program
+    network: Transformer | Program
     preprocess: Preprocess
     classes: int
     about: dict[str, Any]
@@ -266,7 +266,7 @@ def _check_alike(subjects: Sequence[_Subject]) -> None:
 def _network(subject: _Subject, first: _Subject, runtime: Runtime) -> nn.Module:
     """The model, ready to run on the images that the first one takes."""
     network: nn.Module = runtime.prepare(subject.network).eval()
-    if isinstance(subject.network, VisionTransformer):
+    if isinstance(subject.network, Transformer):
         prepare_inference(subject.network, runtime.dtype)
         network = runtime.compiled(subject.network)
     renormalise = Renormalise(first.preprocess, subject.preprocess)

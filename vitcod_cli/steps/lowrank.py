@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.saved import SavedCalibration, fingerprint, forget_calibration
@@ -14,6 +12,7 @@ from vitcod_cli.lowrank.initialise import LayerReport, add_auto_encoders, initia
 from vitcod_cli.lowrank.moments import collect_moments
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attentions
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import QUIET, Reporter
@@ -82,8 +81,8 @@ def _needs_images(options: LowRankOptions) -> bool:
 
 
 def _fit_auto_encoders(
-    model: VisionTransformer,
-    dense: VisionTransformer,
+    model: Transformer,
+    dense: Transformer,
     images: Images,
     *,
     options: LowRankOptions,
@@ -121,8 +120,8 @@ def _fit_auto_encoders(
 
 
 def initialise_from(
-    dense: VisionTransformer,
-    model: VisionTransformer,
+    dense: Transformer,
+    model: Transformer,
     images: CalibrationImages,
     settings: LowRankSettings,
     *,
@@ -145,7 +144,7 @@ def initialise_from(
         return initialise(model, moments, settings, progress)
 
 
-def _is_dense(model: VisionTransformer, options: LowRankOptions) -> bool:
+def _is_dense(model: Transformer, options: LowRankOptions) -> bool:
     """Whether ``model`` has no auto-encoders yet.
 
     Raises:

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map
 from vitcod_cli.artifacts.files import PICTURES, ROWS, check_suffix, free_path
 from vitcod_cli.artifacts.provenance import provenance, versions
@@ -23,6 +21,7 @@ from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.partial import partial_masks
 from vitcod_cli.model.build import model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
@@ -80,7 +79,7 @@ def _check_outputs(options: SensitivityOptions) -> None:
             free_path(path, options.overwrite, flag, inputs=inputs)
 
 
-def _read_map(path: str, options: SensitivityOptions, model: VisionTransformer) -> AttentionMap:
+def _read_map(path: str, options: SensitivityOptions, model: Transformer) -> AttentionMap:
     """The map that the user gives; its prefix tokens are the model's."""
     attention_map = read_attention_map(path)
     if attention_map.attention.shape != attention_shape(model):
@@ -102,7 +101,7 @@ def _read(
     count: int,
     flag: str,
     *,
-    model: VisionTransformer,
+    model: Transformer,
     options: SensitivityOptions,
     runtime: Runtime,
     reporter: Reporter,
@@ -121,7 +120,7 @@ def _read(
 
 
 def _about(
-    options: SensitivityOptions, model: VisionTransformer, attention_map: AttentionMap, runtime: Runtime
+    options: SensitivityOptions, model: Transformer, attention_map: AttentionMap, runtime: Runtime
 ) -> dict[str, Any]:
     """What the figures depend on beside the parts, as plain values."""
     return {

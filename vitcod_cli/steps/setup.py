@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitcod_cli.artifacts.files import sha256_of
@@ -29,6 +28,7 @@ from vitcod_cli.data.unlabelled import open_all
 from vitcod_cli.distributed import world_size
 from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import is_known_model, model_config
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.hub import pretrained_model
 from vitcod_cli.model.layers import clear_keep_mask
 from vitcod_cli.model.load import load_model
@@ -63,7 +63,7 @@ def stoppable(reporter: Reporter) -> Iterator[StopRequest]:
             raise
 
 
-def check_task(model: VisionTransformer, epochs: int) -> None:
+def check_task(model: Transformer, epochs: int) -> None:
     """Raise a VitcodError if there are epochs, and nothing to train for: known before any image is looked for."""
     if epochs and not model.num_classes:
         raise VitcodError(
@@ -73,7 +73,7 @@ def check_task(model: VisionTransformer, epochs: int) -> None:
 
 
 def open_images(
-    model: VisionTransformer, data: DataSettings, calibration: CalibrationSettings, reporter: Reporter
+    model: Transformer, data: DataSettings, calibration: CalibrationSettings, reporter: Reporter
 ) -> Images:
     """Both splits of the data set, and what calibration looks at; classes must fit the model's head, if any.
 
@@ -117,7 +117,7 @@ def read_crops(
 
 
 def check_calibration(
-    model: VisionTransformer, images: Images, settings: CalibrationSettings, runtime: Runtime, folder: Path
+    model: Transformer, images: Images, settings: CalibrationSettings, runtime: Runtime, folder: Path
 ) -> None:
     """Raise a VitcodError if there are too few images, or too little room, for what ``settings`` ask for.
 
@@ -150,14 +150,14 @@ def read_calibration_images(
     return sample
 
 
-def dense_copy(model: VisionTransformer) -> VisionTransformer:
+def dense_copy(model: Transformer) -> Transformer:
     """``model`` as it is now, without its mask: the teacher of a calibration."""
     teacher = copy.deepcopy(model)
     clear_keep_mask(teacher)
     return teacher
 
 
-def load_teacher(recipe: Recipe, model: VisionTransformer, reporter: Reporter) -> nn.Module | None:
+def load_teacher(recipe: Recipe, model: Transformer, reporter: Reporter) -> nn.Module | None:
     """The teacher that ``recipe`` names, or None; without its head where ``model`` has none.
 
     Raises:
@@ -209,7 +209,7 @@ def check_options(options: FineTuneOptions) -> None:
 
 def open_run(
     command: str,
-    model: VisionTransformer,
+    model: Transformer,
     options: FineTuneOptions,
     sources: Mapping[str, str | None],
     reporter: Reporter,

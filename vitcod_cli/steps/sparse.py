@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import VisionTransformer
-
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import checked_teacher
 from vitcod_cli.calibration.saved import SavedCalibration, fingerprint, forget_calibration
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import QUIET, Reporter
@@ -81,14 +80,14 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
             return training.run(run)
 
 
-def _require_mask(model: VisionTransformer, source: str) -> None:
+def _require_mask(model: Transformer, source: str) -> None:
     if keep_mask(model) is None:
         raise VitcodError(f"--mask is needed: --init-from {source} holds no mask; make one with vitcod gen-mask.")
 
 
 def _calibrate(
-    model: VisionTransformer,
-    reference: VisionTransformer,
+    model: Transformer,
+    reference: Transformer,
     images: Images,
     *,
     options: SparseOptions,

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
@@ -26,6 +25,7 @@ from vitcod_cli.data.augmentation import AugmentationSettings
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError, did_you_mean
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.training.loggers import missing_package
 from vitcod_cli.training.recipe import Recipe
@@ -61,7 +61,7 @@ def check_recipe(recipe: Recipe, augmentation: AugmentationSettings) -> None:
 
 
 def check_parts(
-    model: VisionTransformer,
+    model: Transformer,
     images: Images,
     recipe: Recipe,
     augmentation: AugmentationSettings,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from timm.data.mixup import Mixup
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
@@ -29,6 +28,7 @@ from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.evaluators import Evaluator, Reference, evaluator_for
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -49,7 +49,7 @@ from vitcod_cli.training.trained import Trained
 
 
 def prepare(
-    model: VisionTransformer,
+    model: Transformer,
     images: Images,
     options: FineTuneOptions,
     *,
@@ -126,7 +126,7 @@ def prepare(
 class Training:
     """A training whose parts go together, see :func:`prepare`; :meth:`run` is what takes time."""
 
-    model: VisionTransformer
+    model: Transformer
     images: Images
     options: FineTuneOptions
     runtime: Runtime
@@ -259,7 +259,7 @@ def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime,
     }
 
 
-def _announce(loop: Loop, model: VisionTransformer) -> None:
+def _announce(loop: Loop, model: Transformer) -> None:
     """Say what people otherwise get wrong: the real batch, the real learning rate, the real length."""
     recipe, reporter, processes = loop.recipe, loop.reporter, distributed.world_size()
     batch, lr = recipe.global_batch(processes), recipe.scaled_lr(processes)

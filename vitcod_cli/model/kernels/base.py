@@ -16,6 +16,7 @@ class Heads(NamedTuple):
         q, k, v: [B, H, N, d]; q and k behind their norms and auto-encoders. Where only the first rows of the
             output are wanted, q has only these.
         packed: [B, N, 3*H*d], what q, k and v are views of; None where they aren't.
+        bias: what is added to the logits beside the mask, [H, N, N]: a relative position bias; None: nothing.
     """
 
     tokens: Tensor
@@ -23,6 +24,14 @@ class Heads(NamedTuple):
     k: Tensor
     v: Tensor
     packed: Tensor | None
+    bias: Tensor | None = None
+
+    def packed_rows(self) -> Tensor:
+        """Q, K and V side by side, [B, N, 3*H*d]."""
+        if self.packed is not None:
+            return self.packed
+        parts = [part.transpose(1, 2) for part in (self.q, self.k, self.v)]
+        return torch.stack(parts, dim=2).flatten(2)
 
 
 class Kernel(nn.Module):
@@ -61,11 +70,20 @@ def additive_mask(keep: Tensor, dtype: torch.dtype) -> Tensor:
     return padded[..., :width].masked_fill_(~keep, float("-inf"))
 
 
-def masked_logits(q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
-    """Scaled attention logits [B, H, N, N] of q, k [B, H, N, d], with -inf where the mask prunes."""
+def added_to_logits(keep: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Mask bool and bias, [H, N, N] both, as what is added to logits, of ``dtype``; None: nothing."""
+    additive = None if keep is None else additive_mask(keep, dtype)
+    if bias is None:
+        return additive
+    return bias.to(dtype) if additive is None else additive + bias.to(dtype)
+
+
+def masked_logits(q: Tensor, k: Tensor, keep: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """Scaled attention logits [B, H, N, N] of q, k [B, H, N, d], biased, with -inf where the mask prunes."""
     logits: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     # In place, and a sum: filling under a broadcast mask takes as long as both products.
-    return logits if keep is None else logits.add_(additive_mask(keep, logits.dtype))
+    added = added_to_logits(keep, bias, logits.dtype)
+    return logits if added is None else logits.add_(added)
 
 
 def slices(length: int, size: int) -> list[slice]:

@@ -63,16 +63,17 @@ class AttentionPlan:
     Args:
         keep: bool [H, N, N], on the CPU. Every row keeps a key.
         clusters: for each head, clusters that have every query once.
+        bias: what is added to the logits beside the mask, [H, N, N], or None.
 
     Attributes:
-        keep, clusters: as given.
+        keep, clusters, bias: as given.
         position: int64 [N*H], where in the clusters' rows, one after the other, each token's heads are.
         least_batch: images in a batch from which on it is expected to beat fused attention over all keys;
             may be infinite. By the numbers, not measured, so that two runs compute the same.
     """
 
-    def __init__(self, keep: Tensor, clusters: list[list[Cluster]]) -> None:
-        self.keep, self.clusters = keep, clusters
+    def __init__(self, keep: Tensor, clusters: list[list[Cluster]], bias: Tensor | None = None) -> None:
+        self.keep, self.clusters, self.bias = keep, clusters, bias
         self.num_heads, self.num_tokens = keep.shape[:2]
         rows: list[NDArray[np.int64]] = []
         self._sizes: list[tuple[int, int]] = []
@@ -85,13 +86,20 @@ class AttentionPlan:
                 for part, tokens in enumerate((cluster.queries, cluster.keys, cluster.keys)):
                     rows.append((3 * tokens + part) * self.num_heads + head)
                 self._sizes.append((len(cluster.queries), len(cluster.keys)))
-                kept = keep[head, torch.from_numpy(cluster.queries)][:, torch.from_numpy(cluster.keys)]
-                self._masks.append(None if bool(kept.all()) else additive_mask(kept, torch.float32))
+                self._masks.append(self._added(head, cluster))
                 position[cluster.queries, head] = done + np.arange(len(cluster.queries))
                 done += len(cluster.queries)
         self.least_batch = self._least_batch()
         self._rows = torch.from_numpy(np.concatenate(rows))
         self.position = torch.from_numpy(position.ravel())
+
+    def _added(self, head: int, cluster: Cluster) -> Tensor | None:
+        """What is added to the logits of a cluster, float32 [q, k]; None: nothing."""
+        queries, keys = torch.from_numpy(cluster.queries), torch.from_numpy(cluster.keys)
+        kept = self.keep[head, queries][:, keys]
+        if self.bias is None:
+            return None if bool(kept.all()) else additive_mask(kept, torch.float32)
+        return additive_mask(kept, torch.float32).add_(self.bias[head, queries][:, keys])
 
     @property
     def products(self) -> float:
@@ -138,26 +146,26 @@ class PlannedKernel(FusedKernel):
 
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
-        packed = heads.packed
-        if packed is not None and not self.training and self._suits(packed):
-            return self.plan(packed)
+        if not self.training and self._suits(heads.q):
+            return self.plan(heads.packed_rows())
         return super().forward(heads, keep, dropout)
 
-    def _suits(self, packed: Tensor) -> bool:
-        plain = packed.device.type == "cpu" and packed.dtype == torch.float32
-        return plain and len(packed) >= self.plan.least_batch and not torch.is_autocast_enabled("cpu")
+    def _suits(self, q: Tensor) -> bool:
+        plain = q.device.type == "cpu" and q.dtype == torch.float32
+        return plain and len(q) >= self.plan.least_batch and not torch.is_autocast_enabled("cpu")
 
 
-def plan_attention(keep: Tensor, grid: tuple[int, int]) -> AttentionPlan | None:
+def plan_attention(keep: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> AttentionPlan | None:
     """The plan for a layer's mask, or None where it is not expected to pay at any batch size.
 
     Args:
         keep: bool [H, N, N], on the CPU; True = this query may look at this key.
         grid: patches along height and width; tokens before the patches are class and register tokens.
+        bias: what is added to the logits beside the mask, [H, N, N], or None.
     """
     if keep.shape[-1] < MIN_TOKENS:
         return None
-    plan = AttentionPlan(keep, [find_clusters(head, grid) for head in keep.numpy()])
+    plan = AttentionPlan(keep, [find_clusters(head, grid) for head in keep.numpy()], bias)
     return plan if plan.least_batch < math.inf else None
 
 
