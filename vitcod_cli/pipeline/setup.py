@@ -20,6 +20,7 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import on_main, restarted
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.layers import attention_shape, keep_mask
 from vitcod_cli.model.load import load_model, save_model
@@ -41,13 +42,15 @@ class Prepared:
         options: as asked for; images without labels are called that, where the folder is found to hold such.
         dense: the file of the dense model, a checkpoint of ours.
         is_low_rank: whether it has auto-encoders already.
+        shape, num_prefix_tokens: of its masks, (L, H, N, N), and what they keep in any case.
         costs: measured on this machine.
     """
 
     options: PipelineOptions
     dense: Path
     is_low_rank: bool
-    blocks: int
+    shape: tuple[int, int, int, int]
+    num_prefix_tokens: int
     images: Images
     record: Record
     stages: Stages
@@ -59,7 +62,7 @@ class Prepared:
         return Plan.of(
             self.costs,
             self.options,
-            blocks=self.blocks,
+            blocks=self.shape[0],
             train=len(self.images.train),
             calibrated=len(self.images.calibration),
             val=len(self.images.val),
@@ -79,8 +82,9 @@ class Prepared:
         """Mask, calibration and score of one sparsity, with what is on the way to it.
 
         Raises:
-            SparsityError: in all processes, if the map can't give it.
+            SparsityError: in all processes, if no mask has it, or the map can't give it.
         """
+        check_reachable(self.shape, self.num_prefix_tokens, sparsity)
         name, sparsities = point_name(method, sparsity), self.options.way_to(method, sparsity)
         start, attention_map, before = self.stages.way(start, attention_map, self.dense, sparsities)
         mask = self.stages.mask(attention_map, method, sparsity)
@@ -171,7 +175,8 @@ def _set_up(
         options=options,
         dense=dense,
         is_low_rank=model_config(model).svd_type != "none",
-        blocks=attention_shape(model)[0],
+        shape=attention_shape(model),
+        num_prefix_tokens=model.num_prefix_tokens,
         images=images,
         record=record,
         stages=Stages(options, record, reporter, resumes=resumes),
