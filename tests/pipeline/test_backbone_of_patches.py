@@ -1,4 +1,4 @@
-"""A backbone as DINOv2's, with registers and without a head, at another size than its weights: all steps as typed."""
+"""A backbone as DINOv2's, with registers, without a head, at another size than its weights: all steps as typed."""
 
 from __future__ import annotations
 
