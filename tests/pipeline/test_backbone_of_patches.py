@@ -13,6 +13,8 @@ import torch
 from command_line import Cli
 from safetensors.torch import save_file
 
+import vitcod_cli
+
 MODEL = ("--model", "vit_small_patch14_reg4_dinov2", "--num-classes", 0, "--img-size", 70)
 KWARGS = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 QUICK = ("--calibrate-steps", 5, "--calibrate-images", 12, "--workers", 0)
@@ -112,3 +114,6 @@ def test_a_sparsity_that_registers_forbid(
     assert "--sparsity 0.9 can't be reached" in outcome.error
     assert "0.6944 at most" in outcome.error
     assert not Path("out").exists()
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=70, **KWARGS)
+    with pytest.raises(vitcod_cli.VitcodError, match=r"0\.6944 at most"):
+        vitcod_cli.compress(model, [torch.randn(4, 3, 70, 70)], sparsity=0.7, model_kwargs=KWARGS)
