@@ -31,6 +31,8 @@ from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess, _figures
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.evaluation.accuracy import _count
+from vitcod_cli.evaluation.extractor import FeatureExtractor
+from vitcod_cli.evaluation.neighbours import _alike, nearest
 from vitcod_cli.lowrank.moments import MomentKernel
 from vitcod_cli.model.layers import (
     attention_shape,
@@ -236,6 +238,18 @@ def test_a_block_backwards(scope: Any) -> None:
     loss = OutputLoss.scaled_to(tokens, 1, META)
     loss(block(tokens), tokens).backward()
     assert all(parameter.grad is not None for parameter in fitted_parameters(block, scope))
+
+
+@needs_fake_cuda
+def test_features_and_neighbours() -> None:
+    model = model_on(CUDA, "class token")
+    with FakeTensorMode():
+        pooled, patches = FeatureExtractor(moved(model, CUDA))(images(4))
+        assert patches is not None
+        assert (pooled.device, patches.device) == (CUDA, CUDA)
+        found = nearest(pooled, 1, 3, 2)
+        assert found.shape == (3, 2)
+        assert (found.device, _alike(found, found).device) == (CUDA, CUDA)
 
 
 FACTORIES = {

@@ -82,7 +82,7 @@ FIRST = {
         "    --mask info_0.90.safetensors --data-path imagenet --output-dir runs/sparse",
     ),
     "eval": First(
-        ("mask", "against", "data_path", *_MODEL, "split", "results_file", "batch_size", *_RUN),
+        ("mask", "against", "features", "data_path", *_MODEL, "split", "results_file", "batch_size", *_RUN),
         "vitcod eval --checkpoint a.safetensors b.safetensors --against dense.pth \\\n    --data-path imagenet",
     ),
     "inspect": First(None, "vitcod inspect runs/sparse/best.safetensors info_0.90.safetensors"),

@@ -13,7 +13,8 @@ def evaluate(options: EvalOptions) -> None:
 
     Several models are shown the same images, and come out as a table, with paired differences to the first, or
     to the one that --against names: one checkpoint with several masks, or as many masks as checkpoints, or none.
-    Of models without a head their features are compared: cosine and relative error.
+    --features compares features: cosine and relative error of the pooled ones and of patch tokens, and whether
+    images have the same neighbours. Models without a head are compared so by themselves.
     """
     from vitcod_cli.steps.evaluation import evaluate_models
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.accuracy import Evaluation, evaluate_all
-from vitcod_cli.evaluation.features import FeatureEvaluation, compare_features
+from vitcod_cli.evaluation.features import FeatureEvaluation, compare_pooled
 from vitcod_cli.evaluation.outcomes import LabelledBy
 from vitcod_cli.evaluation.passes import evaluating
 from vitcod_cli.reporting import Reporter
@@ -112,7 +112,7 @@ class FeatureEvaluator:
         """See :class:`Evaluator`."""
         models = [self.reference, model]
         with evaluating(models):
-            _, own = compare_features(models, self.loader, self.runtime, self.reporter, description)
+            _, own = compare_pooled(models, self.loader, self.runtime, self.reporter, description)
         return own.evaluation
 
 

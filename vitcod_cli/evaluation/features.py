@@ -1,4 +1,4 @@
-"""Models without a head: how near their features are to those of a reference, image by image."""
+"""How near the features of a model are to those of a reference, image by image."""
 
 from __future__ import annotations
 
@@ -13,31 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitcod_cli.evaluation.passes import gathered, outputs_of
-from vitcod_cli.evaluation.table import model_table
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 
 
-def features_note(images: int, reference: str) -> str:
-    """What the columns cosine, worst and error say, of ``reference`` (``the first model``)."""
-    return (
-        f"On {images} images, whose labels aren't looked at. cosine: of the pooled feature with {reference}'s, "
-        "the mean, and what the worst twentieth of the images doesn't reach; error: the distance of the two as a "
-        f"share of the length of {reference}'s, the mean."
-    )
-
-
 def is_of_features(row: Mapping[str, Any]) -> bool:
-    """Whether figures, by name, are those of a model without a head."""
+    """Whether figures, by name, are of features, and not of choices."""
     return "relative_error" in row
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """What one model makes of each image, beside a reference.
+    """How near one model's features are to a reference's, of each image: the pooled ones, or means over tokens.
 
     Attributes:
-        cosine: float64 [images], of its pooled feature with the reference's.
+        cosine: float64 [images], of a feature with the reference's.
         error: float64 [images], ||f - f_ref|| / ||f_ref||.
     """
 
@@ -86,45 +76,8 @@ class FeatureEvaluation:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class FeatureModel:
-    """One model of the report; ``about`` as for :class:`~vitcod_cli.evaluation.report.ModelReport`."""
-
-    name: str
-    about: Mapping[str, Any]
-    nearness: Nearness
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, flat."""
-        return {**self.about, **self.nearness.evaluation.to_dict()}
-
-
-@dataclass(frozen=True)
-class FeaturesReport:
-    """All models of one call, the reference first; ``about`` is what they share."""
-
-    models: Sequence[FeatureModel]
-    about: Mapping[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``models`` beside what they share."""
-        return {"models": [{"name": model.name, **model.to_dict()} for model in self.models], **self.about}
-
-    def lines(self) -> list[str]:
-        """A table of at most 80 columns."""
-        found = [model.to_dict() for model in self.models]
-        columns = [
-            ["sparse", *(f"{one.get('sparsity') or 0.0:.1%}" for one in found)],
-            ["cosine", *(f"{one['cosine']:.4f}" for one in found)],
-            ["worst", *(f"{one['cosine_p5']:.4f}" for one in found)],
-            ["error", *(f"{one['relative_error']:.1%}" for one in found)],
-        ]
-        note = features_note(found[0]["images"], "the first model")
-        return model_table([model.name for model in self.models], columns, note)
-
-
 @torch.no_grad()
-def compare_features(
+def compare_pooled(
     models: Sequence[nn.Module],
     loader: Iterable[tuple[Tensor, Tensor]],
     runtime: Runtime,

@@ -30,12 +30,19 @@ def outputs_of(
         models: in eval mode, on the runtime's device; images as all of them expect.
         loader: (images [B, C, H, W] normalised, targets) of this process.
     """
+    for images, targets in batches_of(loader, runtime, reporter, description):
+        with torch.no_grad(), runtime.autocast():
+            outputs = [model(images).float() for model in models]
+        yield outputs, targets
+
+
+def batches_of(
+    loader: Iterable[tuple[Tensor, Tensor]], runtime: Runtime, reporter: Reporter, description: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of ``loader``, images [B, C, H, W] on the runtime's device, with progress told."""
     with reporter.progress(description, total=getattr(loader, "num_images", None), unit="images") as progress:
         for batch, targets in loader:
-            images = runtime.to_device(batch)
-            with torch.no_grad(), runtime.autocast():
-                outputs = [model(images).float() for model in models]
-            yield outputs, targets
+            yield runtime.to_device(batch), targets
             progress.advance(len(batch))
 
 

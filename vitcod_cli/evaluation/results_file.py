@@ -12,7 +12,7 @@ from typing import Any
 from vitcod_cli.artifacts.files import free_path
 from vitcod_cli.artifacts.rows_file import is_json, write_rows
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.evaluation.features import FeatureModel, FeaturesReport
+from vitcod_cli.evaluation.features_report import FeatureModel, FeaturesReport
 from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
 
 _FLAG = "--results-file"
@@ -25,10 +25,11 @@ COLUMNS = (
 )
 FEATURE_COLUMNS = (
     *("model", "param_count", "img_size", "crop_pct", "interpolation", "checkpoint", "mask", "sparsity"),
-    *("svd_type", "cosine", "cosine_p5", "relative_error", "images"),
+    *("svd_type", "cosine", "cosine_p5", "relative_error", "patch_cosine", "patch_error"),
+    *("same_nearest", "neighbour_overlap", "images"),
     *("against", "precision", "data_path", "split"),
 )
-"""Of models without a head."""
+"""Of models that are judged by their features."""
 
 
 def check_results_file(path: str, *kinds: tuple[str, ...]) -> None:
@@ -102,7 +103,8 @@ def _shared_cells(model: ModelReport | FeatureModel, shared: Mapping[str, Any]) 
 
 
 def _feature_row(model: FeatureModel, report: FeaturesReport) -> dict[str, Any]:
-    figures = {name: round(value, 6) for name, value in model.nearness.evaluation.to_dict().items()}
+    figures = model.comparison.to_dict()
+    figures = {name: "" if value is None else round(value, 6) for name, value in figures.items()}
     return {**_shared_cells(model, report.about), **figures, "against": report.models[0].about["checkpoint"]}
 
 

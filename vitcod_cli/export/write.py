@@ -138,7 +138,8 @@ def _description(program: InferenceProgram, info: dict[str, Any], exported: Expo
     if difference is None:
         lines.append("Not run: for that, pip install onnxruntime.")
     else:
-        lines.append(f"Run from the file, its logits differ from the model's by {difference:.1g} at most.")
+        what = "logits" if model.num_classes else "features"
+        lines.append(f"Run from the file, its {what} differ from the model's by {difference:.1g} at most.")
     return lines
 
 

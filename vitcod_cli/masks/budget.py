@@ -37,6 +37,20 @@ def out_of_reach(sparsity: float, fewest: int, size: int) -> SparsityError:
     )
 
 
+def check_reachable(shape: tuple[int, ...], num_prefix_tokens: int, sparsity: float) -> None:
+    """Before there is a map: that the prefix tokens and a key of every row leave as much to prune.
+
+    Args:
+        shape: of the mask, [L, H, N, N].
+
+    Raises:
+        SparsityError: if no mask has this sparsity. A map may still be one that can't give it.
+    """
+    size, fewest = math.prod(shape), fewest_entries(shape, num_prefix_tokens)
+    if budget(size, sparsity) < fewest:
+        raise out_of_reach(sparsity, fewest, size)
+
+
 def most_sparsity(fewest: int, size: int) -> float:
     """What can be asked for where ``fewest`` of ``size`` entries are kept in any case.
 

@@ -14,9 +14,11 @@ from vitcod_cli.artifacts.hub import check_push
 from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.pipeline.options import DEFAULT_SPARSITY, CompressOptions
+from vitcod_cli.model.layers import attention_shape
+from vitcod_cli.pipeline.options import CompressOptions
 from vitcod_cli.pipeline.plan import in_words
 from vitcod_cli.pipeline.record import Row
 from vitcod_cli.pipeline.scores import DENSE
@@ -43,13 +45,16 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         FILE,
         reporter,
         check=lambda: check_push(options.hub),
-        check_model=lambda model: _check_drop(model, options.max_drop),
+        check_model=lambda model: _check_model(model, options),
     ) as prepared:
         return _Compression(options, prepared, reporter).run()
 
 
-def _check_drop(model: Transformer, max_drop: float | None) -> None:
-    """Raise a VitcodError if there are no points to lose."""
+def _check_model(model: Transformer, options: CompressOptions) -> None:
+    """Raise a VitcodError if there are no points to lose, or no mask of this model is so sparse."""
+    max_drop = options.max_drop
+    if max_drop is None:
+        check_reachable(attention_shape(model), model.num_prefix_tokens, options.asked_sparsity)
     if max_drop is not None and not model.num_classes:
         raise VitcodError(
             f"--max-drop {max_drop:g} counts points of Acc@1, and the model has no head (--num-classes 0); say "
@@ -78,23 +83,19 @@ class _Compression:
         def point(sparsity: float) -> Row:
             return self.prepared.point(start, attention_map, self.options.method, sparsity)
 
-        final = point(self._sparsity) if self.options.max_drop is None else self._searched(point)
+        final = point(self.options.asked_sparsity) if self.options.max_drop is None else self._searched(point)
         self._time(final)
         return self._finish(final)
-
-    @property
-    def _sparsity(self) -> float:
-        return DEFAULT_SPARSITY if self.options.sparsity is None else self.options.sparsity
 
     def _tell_plan(self) -> None:
         """The stages and how long they will take, about."""
         options, plan = self.options, self.prepared.plan(importance=self.needs_importance)
         lines = [("low-rank heads", plan.low_rank)] if self.adds_heads else []
         lines.append(("attention map", plan.attention_map))
-        for sparsity, _ in options.way_to(options.method, self._sparsity):
+        for sparsity, _ in options.way_to(options.method, options.asked_sparsity):
             lines.append((f"on the way, {sparsity:.0%}: calibrated, mapped again", plan.on_the_way))
         total = sum(seconds for _, seconds in lines) + plan.point
-        what = f"{options.method} mask of {self._sparsity:.0%}, calibrated"
+        what = f"{options.method} mask of {options.asked_sparsity:.0%}, calibrated"
         if options.max_drop is not None:
             what, total = f"{options.method} mask, calibrated; 3 to 7 are tried", total + 3 * plan.point
         if options.epochs:

@@ -25,6 +25,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.initialise import add_auto_encoders
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.info import Info
@@ -32,7 +33,7 @@ from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.model.adopt import adopt
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import fold_auto_encoders, keep_mask, set_keep_mask
+from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, keep_mask, set_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -110,6 +111,8 @@ def compress(
         for wanted, some, settings in ((heads, first, lowrank_calibration), (mask, sample, calibration)):
             if wanted is not None:
                 check_shares(some, settings, "num_images")
+        if sparsity is not None:
+            check_reachable(attention_shape(dense), dense.num_prefix_tokens, sparsity)
         fit = partial(calibrate, runtime=running.for_training, reporter=reporter)
         student = dense_copy(dense)
         if heads is not None:

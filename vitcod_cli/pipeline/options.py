@@ -133,8 +133,12 @@ class CompressOptions(PipelineOptions, panel="Mask"):
                 "--sparsity and --max-drop exclude each other: say how sparse the model shall be, or how much it "
                 "may lose."
             )
-        asked = DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
-        self.check_floor([self.method], "--sparsity", [asked] if self.max_drop is None else [])
+        self.check_floor([self.method], "--sparsity", [self.asked_sparsity] if self.max_drop is None else [])
+
+    @property
+    def asked_sparsity(self) -> float:
+        """Of the mask, where ``max_drop`` doesn't decide."""
+        return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.cells import set_cell_size
 
-from vitcod_cli.evaluation.features import features_note, is_of_features
+from vitcod_cli.evaluation.features import is_of_features
+from vitcod_cli.evaluation.features_report import features_note, in_four_decimals, in_percent
 from vitcod_cli.evaluation.names import distinct
 from vitcod_cli.evaluation.paired import PairedDifference
 from vitcod_cli.pipeline.plan import in_words
@@ -29,12 +30,14 @@ class _Quality:
     Attributes:
         figures: of ``compress``, a line each: name, and text of a row.
         columns: of ``sweep``: head, width, and text of a row.
-        note: what they mean, of so many images.
+        note: what they mean, of the rows of all models.
+        sweep_note: the same of ``sweep``, where it has fewer.
     """
 
     figures: Sequence[tuple[str, Text]]
     columns: Sequence[tuple[str, int, Text]]
-    note: Callable[[int], str]
+    note: Callable[[Sequence[Row]], str]
+    sweep_note: Callable[[Sequence[Row]], str] | None = None
 
 
 def compress_lines(record: Mapping[str, Any], folder: str) -> list[str]:
@@ -43,7 +46,7 @@ def compress_lines(record: Mapping[str, Any], folder: str) -> list[str]:
     rows = [row for row in record["results"] if row["name"] in (DENSE, LOW_RANK, final["row"])]
     total = sum(stage["seconds"] for stage in record["stages"])
     return [
-        *("", *_columns(rows, quality), "", *textwrap.wrap(quality.note(rows[0]["images"]), _WIDTH)),
+        *("", *_columns(rows, quality), "", *textwrap.wrap(quality.note(rows), _WIDTH)),
         f"{folder}/{final['file']} is the finished model; making it took {in_words(total)}. Next:",
         *(f"  {command}" for command in final["next"]),
     ]
@@ -59,14 +62,15 @@ def sweep_lines(record: Mapping[str, Any]) -> list[str]:
     for row, name in zip(rows, names, strict=True):
         cells = [f"{text(row):>{width}}" for _, width, text in columns]
         lines.append(" ".join([set_cell_size(name, 18), *cells]))
-    return [*lines, "", *textwrap.wrap(quality.note(rows[0]["images"]), _WIDTH)]
+    note = quality.sweep_note or quality.note
+    return [*lines, "", *textwrap.wrap(note(rows), _WIDTH)]
 
 
 def _columns(rows: Sequence[Row], quality: _Quality) -> list[str]:
     """A table with a line for each figure that the rows have."""
     dense = rows[0]
     figures: list[tuple[str, Text]] = [
-        *quality.figures,
+        *((name, text) for name, text in quality.figures if any(map(text, rows))),
         ("sparsity of attention", _sparsity),
         ("attention MACs", lambda row: _share(row["attention_macs"], dense["attention_macs"], 1e6, "M")),
         ("all MACs", lambda row: _share(row["macs"], dense["macs"], 1e9, "G")),
@@ -139,17 +143,17 @@ _ACCURACY = _Quality(
         ("agreement with dense", _agreement),
     ],
     columns=[("Acc@1", 9, lambda row: f"{row['acc1']:.2f}"), *_PAIRED],
-    note=lambda images: (
-        f"On {images} images; to dense: points of Acc@1 on the same images, with the 95 % interval of Agresti and "
-        "Min, which says how much of it may be chance."
+    note=lambda rows: (
+        f"On {rows[0]['images']} images; to dense: points of Acc@1 on the same images, with the 95 % interval of "
+        "Agresti and Min, which says how much of it may be chance."
     ),
 )
 _AGREEMENT = _Quality(
     figures=[("loss", _loss), ("agreement with dense", _agreement)],
     columns=[("agreement", 9, lambda row: f"{row['agreement']:.2f}"), *_PAIRED],
-    note=lambda images: (
-        f"On {images} images without labels. Agreement: the share for which the model chooses what the dense "
-        "model chooses; the loss is against that choice, too."
+    note=lambda rows: (
+        f"On {rows[0]['images']} images without labels. Agreement: the share for which the model chooses what the "
+        "dense model chooses; the loss is against that choice, too."
     ),
 )
 _FEATURES = _Quality(
@@ -158,12 +162,25 @@ _FEATURES = _Quality(
         ("  worst twentieth", lambda row: f"{row['cosine_p5']:.4f}"),
         ("error to dense", lambda row: f"{row['relative_error']:.1%}"),
         ("  [95 %]", _error_interval),
+        ("patch tokens: cosine", lambda row: in_four_decimals(row, "patch_cosine")),
+        ("  error", lambda row: in_percent(row, "patch_error")),
+        ("same nearest image", lambda row: in_percent(row, "same_nearest")),
+        ("  overlap of nearest", lambda row: in_percent(row, "neighbour_overlap")),
     ],
     columns=[
         ("cosine", 8, lambda row: f"{row['cosine']:.4f}"),
         ("worst", 8, lambda row: f"{row['cosine_p5']:.4f}"),
         ("error", 7, lambda row: f"{row['relative_error']:.1%}"),
-        ("[95 %]", 15, _error_interval),
+        ("[95 %]", 14, _error_interval),
+        ("patches", 8, lambda row: in_four_decimals(row, "patch_cosine")),
     ],
-    note=lambda images: features_note(images, "the dense model"),
+    note=lambda rows: features_note(
+        rows,
+        "the dense model",
+        patches="patch tokens: cosine and error",
+        neighbours=("same nearest", "overlap"),
+    ),
+    sweep_note=lambda rows: features_note(
+        rows, "the dense model", patches="patches: the cosine of the patch tokens"
+    ),
 )

@@ -18,7 +18,8 @@ from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.loaders import EvalLoader, eval_loader
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.distributed import from_main
-from vitcod_cli.evaluation.features import compare_features
+from vitcod_cli.evaluation.extractor import FeatureExtractor
+from vitcod_cli.evaluation.feature_comparison import compare_features
 from vitcod_cli.evaluation.outcomes import Outcomes, Remembered, compare
 from vitcod_cli.evaluation.paired import accuracy_interval, mean_interval, paired_difference
 from vitcod_cli.model.families import Transformer
@@ -35,7 +36,7 @@ _TIMED_BATCH, _TIMED_SECONDS = 8, 1.5
 
 
 class Scores:
-    """Scores models on the validation images, which the dense model sees once."""
+    """Scores models on the validation images, which the dense model sees once where it has a head."""
 
     def __init__(
         self,
@@ -53,9 +54,10 @@ class Scores:
         """``classes``: of the models; those without a head, 0, are scored by their features."""
         self.folder = folder
         self._measure = partial(_by_choices, labelled=images.labelled) if classes else _by_features
+        self._by_features = not classes
         self._runtime, self._reporter = runtime, reporter
         self._dense_path = dense
-        self._dense: Remembered | None = None
+        self._dense: nn.Module | None = None
         self._loader = eval_loader(
             images, preprocess, batch_size=batch_size, workers=workers, device=runtime.device, reporter=reporter
         )
@@ -69,9 +71,12 @@ class Scores:
         model = self._load(checkpoint)
         size = _size(model, checkpoint)
         if self._dense is None:
-            self._dense = Remembered(self._ready(model if name == DENSE else self._load(self._dense_path)))
-        self._dense.rewind()
-        models = [self._dense] if name == DENSE else [self._dense, self._ready(model)]
+            self._dense = self._judged(model if name == DENSE else self._load(self._dense_path))
+            if not self._by_features:  # the tokens of all images would be too much to remember
+                self._dense = Remembered(self._dense)
+        if isinstance(self._dense, Remembered):
+            self._dense.rewind()
+        models = [self._dense] if name == DENSE else [self._dense, self._judged(model)]
         return {
             "name": name,
             "checkpoint": os.path.relpath(checkpoint, self.folder),
@@ -100,9 +105,20 @@ class Scores:
         return load_model(ModelSettings(), str(checkpoint), flag="--output-dir", reporter=QUIET)
 
     def _ready(self, model: Transformer) -> Transformer:
+        return self._runtime.compiled(self._prepared(model))
+
+    def _judged(self, model: Transformer) -> nn.Module:
+        """Ready to give what it is judged by."""
+        return (
+            self._runtime.compiled(FeatureExtractor(self._prepared(model)).eval())
+            if self._by_features
+            else self._ready(model)
+        )
+
+    def _prepared(self, model: Transformer) -> Transformer:
         self._runtime.prepare(model).eval()
         prepare_inference(model, self._runtime.dtype)
-        return self._runtime.compiled(model)
+        return model
 
 
 def _by_choices(
@@ -123,9 +139,9 @@ def _by_features(
     models: Sequence[nn.Module], loader: EvalLoader, runtime: Runtime, reporter: Reporter, description: str
 ) -> dict[str, Any]:
     """The last of ``models`` beside the first, the dense one; see :func:`compare_features`."""
-    nearness = compare_features(models, loader, runtime, reporter, description)[-1]
-    low, high = mean_interval(nearness.error)
-    return {**nearness.evaluation.to_dict(), "relative_error_low": max(low, 0.0), "relative_error_high": high}
+    found = compare_features(models, loader, runtime, reporter, description)[-1]
+    low, high = mean_interval(found.pooled.error)
+    return {**found.to_dict(), "relative_error_low": max(low, 0.0), "relative_error_high": high}
 
 
 def _accuracy(outcomes: Outcomes, dense: Outcomes | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import on_main, restarted
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, keep_mask
@@ -40,13 +41,15 @@ class Prepared:
         options: as asked for; images without labels are called that, where the folder is found to hold such.
         dense: the file of the dense model, a checkpoint of ours.
         is_low_rank: whether it has auto-encoders already.
+        shape, num_prefix_tokens: of its masks, (L, H, N, N), and what they keep in any case.
         costs: measured on this machine.
     """
 
     options: PipelineOptions
     dense: Path
     is_low_rank: bool
-    blocks: int
+    shape: tuple[int, int, int, int]
+    num_prefix_tokens: int
     images: Images
     record: Record
     stages: Stages
@@ -58,7 +61,7 @@ class Prepared:
         return Plan.of(
             self.costs,
             self.options,
-            blocks=self.blocks,
+            blocks=self.shape[0],
             train=len(self.images.train),
             calibrated=len(self.images.calibration),
             val=len(self.images.val),
@@ -78,8 +81,9 @@ class Prepared:
         """Mask, calibration and score of one sparsity, with what is on the way to it.
 
         Raises:
-            SparsityError: in all processes, if the map can't give it.
+            SparsityError: in all processes, if no mask has it, or the map can't give it.
         """
+        check_reachable(self.shape, self.num_prefix_tokens, sparsity)
         name, sparsities = point_name(method, sparsity), self.options.way_to(method, sparsity)
         start, attention_map, before = self.stages.way(start, attention_map, self.dense, sparsities)
         mask = self.stages.mask(attention_map, method, sparsity)
@@ -103,7 +107,7 @@ def prepare(
         command: for the record.
         file: name of the record.
         check: what else is checked before anything is read; all processes call it together.
-        check_model: what else is checked of the dense model, before images are looked for.
+        check_model: what else is checked of the dense model, before anything is made.
 
     Raises:
         VitcodError: if options, weights, images and folder don't go together.
@@ -119,9 +123,9 @@ def prepare(
                 f"--init-from {options.init_from} has a mask already; give the model that it was made from."
             )
         check_task(model, options.epochs)
-        check_model(model)
         images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)
+        check_model(model)
         with locked_folder(folder, reporter):
             yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)
 
@@ -170,7 +174,8 @@ def _set_up(
         options=options,
         dense=dense,
         is_low_rank=model_config(model).svd_type != "none",
-        blocks=attention_shape(model)[0],
+        shape=attention_shape(model),
+        num_prefix_tokens=model.num_prefix_tokens,
         images=images,
         record=record,
         stages=Stages(options, record, reporter, resumes=resumes),

@@ -23,7 +23,10 @@ FILE, TABLE = "sweep.json", "sweep.csv"
 
 _ABOUT = ("name", "method", "sparsity")
 _ACCURACY = ("acc1", "acc1_low", "acc1_high", "acc5", "loss", "images", "agreement", "kl")
-_FEATURES = ("cosine", "cosine_p5", "relative_error", "relative_error_low", "relative_error_high", "images")
+_FEATURES = (
+    *("cosine", "cosine_p5", "relative_error", "relative_error_low", "relative_error_high"),
+    *("patch_cosine", "patch_error", "same_nearest", "neighbour_overlap", "images"),
+)
 _COSTS = ("attention_macs", "macs", "parameters", "bytes", "seconds", "checkpoint")
 _DIFFERENCES = ("points", "low", "high", "p", "gained", "lost")
 

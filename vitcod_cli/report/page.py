@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vitcod_cli.evaluation.neighbours import NEIGHBOURS
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.report.html import Html, element, joined, table
 from vitcod_cli.report.pictures import map_section, mask_section
@@ -131,6 +132,11 @@ def _footnotes() -> Html:
             "of the pooled features of a model without a head with those of its reference, the dense model; the "
             "error is their distance as a share of the reference's length; worst: what the worst twentieth of the "
             "images doesn't reach."
+        ),
+        "patches": "cosine and error of the patch tokens, the mean over tokens and images.",
+        "same nearest, overlap": (
+            "images whose nearest other image, by the cosine of pooled features, is the dense model's, and how "
+            f"many of the {NEIGHBOURS} nearest are, the mean."
         ),
         "95 % interval": (
             "of a difference: of Agresti and Min for matched pairs, on the same images; of an accuracy: Wilson's. "

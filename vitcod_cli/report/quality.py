@@ -142,6 +142,10 @@ class _Features:
             "cosine": figure(row.get("cosine"), ".4f"),
             "worst": figure(row.get("cosine_p5"), ".4f"),
             "error [95 %]": f"{error} {_error_interval(row)}" if error else "",
+            "patches": figure(row.get("patch_cosine"), ".4f"),
+            "their error": figure(row.get("patch_error"), ".1%"),
+            "same nearest": figure(row.get("same_nearest"), ".1%"),
+            "overlap": figure(row.get("neighbour_overlap"), ".1%"),
         }
 
     def curves(self, dense: Row, rows: Sequence[Row]) -> list[Html | None]:

@@ -25,7 +25,9 @@ from vitcod_cli.distributed import gather_objects, on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation import accuracy as measuring
 from vitcod_cli.evaluation.accuracy import Evaluation
-from vitcod_cli.evaluation.features import FeatureModel, FeaturesReport, compare_features
+from vitcod_cli.evaluation.extractor import FeatureExtractor
+from vitcod_cli.evaluation.feature_comparison import compare_features
+from vitcod_cli.evaluation.features_report import FeatureModel, FeaturesReport
 from vitcod_cli.evaluation.names import names_of
 from vitcod_cli.evaluation.outcomes import compare
 from vitcod_cli.evaluation.paired import paired_difference
@@ -67,16 +69,19 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
     with start(options.runtime) as runtime:
         results_file = options.results_file
         if results_file is not None:
-            on_main(lambda: check_results_file(results_file, COLUMNS, FEATURE_COLUMNS))
+            kinds = (FEATURE_COLUMNS,) if options.features else (COLUMNS, FEATURE_COLUMNS)
+            on_main(lambda: check_results_file(results_file, *kinds))
         subjects = _subjects(options, runtime, reporter)
         first = subjects[0]
         _check_choices(subjects, options)
-        _check_alike(subjects)
+        by_features = options.features or not first.classes
+        _check_alike(subjects, features=options.features)
         if results_file is not None:
-            columns = COLUMNS if first.classes else FEATURE_COLUMNS
+            columns = FEATURE_COLUMNS if by_features else COLUMNS
             on_main(lambda: check_results_file(results_file, columns))
-        images = open_dataset(options.data, options.split, num_classes=first.classes, reporter=reporter)
-        if first.classes and not images.labelled and options.is_of_one_model:
+        classes = 0 if by_features else first.classes
+        images = open_dataset(options.data, options.split, num_classes=classes, reporter=reporter)
+        if not by_features and not images.labelled and options.is_of_one_model:
             raise VitcodError(
                 "--dataset images has no labels to evaluate by; name a model to agree with (--against "
                 "CHECKPOINT), or give labelled images."
@@ -92,7 +97,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             )
         )
         reporter.info(_crop(first))
-        networks = [_network(subject, first, runtime) for subject in subjects]
+        networks = [_network(subject, first, runtime, by_features=by_features) for subject in subjects]
         begun = time.monotonic()
 
         def about(count: int) -> dict[str, Any]:
@@ -102,12 +107,10 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             return {**shared, "images_per_second": round(count / seconds, 1)}
 
         report: EvaluationReport | FeaturesReport
-        if not first.classes:
-            nearness = compare_features(networks, loader, runtime, reporter)
-            features = [
-                FeatureModel(one.name, one.about, own) for one, own in zip(subjects, nearness, strict=True)
-            ]
-            report = FeaturesReport(features, about(len(nearness[0].cosine)))
+        if by_features:
+            found = compare_features(networks, loader, runtime, reporter)
+            features = [FeatureModel(one.name, one.about, own) for one, own in zip(subjects, found, strict=True)]
+            report = FeaturesReport(features, about(found[0].images))
         else:
             if options.is_of_one_model:
                 models = [first.report(measuring.evaluate(networks[0], loader, runtime, reporter))]
@@ -142,12 +145,10 @@ class _Subject:
     config: ModelConfig | None
 
     @property
-    def outputs(self) -> int:
-        """Numbers that it gives for an image."""
+    def width(self) -> int:
+        """Of its pooled feature; of a program, of whatever it gives."""
         network = self.network
-        if isinstance(network, Program):
-            return network.outputs
-        return network.num_classes or int(network.head_hidden_size)
+        return network.outputs if isinstance(network, Program) else int(network.head_hidden_size)
 
     def report(self, evaluation: Evaluation, **against: Any) -> ModelReport:
         return ModelReport(self.name, self.about, evaluation, **against)
@@ -201,6 +202,13 @@ def _program(name: str, options: EvalOptions, flag: str, path: str, mask: str | 
         raise VitcodError(f"--mask can't be put into the program {flag} {path}; export it with its mask.")
     program = load_program(path, flag, trusted=options.trust_program, settings=options.model)
     config = program.config
+    # A file that doesn't say what it gives is believed to be what the user says.
+    classes = 0 if config is None and options.model.num_classes == 0 else program.classes
+    if options.features and classes:
+        raise VitcodError(
+            f"--features can't judge the program {flag} {path}: it gives logits, not features. Export the model "
+            "without its head (vitcod export --num-classes 0), or give its checkpoint."
+        )
     about = {
         **_files(path, None),
         "sparsity": program.sparsity or 0.0,
@@ -211,7 +219,7 @@ def _program(name: str, options: EvalOptions, flag: str, path: str, mask: str | 
         "precision": "float32",
         "device": "cpu",
     }
-    return _Subject(name, program, program.preprocess_with(options.data), program.classes, about, config)
+    return _Subject(name, program, program.preprocess_with(options.data), classes, about, config)
 
 
 def _files(checkpoint: str, mask: str | None) -> dict[str, Any]:
@@ -238,8 +246,12 @@ def _check_choices(subjects: Sequence[_Subject], options: EvalOptions) -> None:
         )
 
 
-def _check_alike(subjects: Sequence[_Subject]) -> None:
-    """Raise a VitcodError if the models can't be shown the same images, or choose among other classes."""
+def _check_alike(subjects: Sequence[_Subject], *, features: bool) -> None:
+    """Raise a VitcodError if the models can't be shown the same images, or what they give can't be compared.
+
+    Args:
+        features: whether that is features, whatever there are of heads.
+    """
     first = subjects[0]
     for other in subjects[1:]:
         mine, theirs = first.preprocess, other.preprocess
@@ -251,24 +263,26 @@ def _check_alike(subjects: Sequence[_Subject]) -> None:
                 f"{theirs.crop_pct:g}: they can't be compared on the same images; evaluate them in calls of "
                 "their own."
             )
-        if first.classes != other.classes:
+        if first.classes != other.classes and not features:
             raise VitcodError(
                 f"{first.name} has {first.classes} classes and {other.name} {other.classes}; only models of the "
-                "same classes can be compared."
+                "same classes can be compared by their choices; --features compares their features."
             )
-        if first.outputs != other.outputs:
+        if first.width != other.width and (features or not first.classes):
             raise VitcodError(
-                f"{first.name} gives {first.outputs} features and {other.name} {other.outputs}; they can't be "
+                f"{first.name} gives {first.width} features and {other.name} {other.width}; they can't be "
                 "compared."
             )
 
 
-def _network(subject: _Subject, first: _Subject, runtime: Runtime) -> nn.Module:
-    """The model, ready to run on the images that the first one takes."""
+def _network(subject: _Subject, first: _Subject, runtime: Runtime, *, by_features: bool) -> nn.Module:
+    """The model, ready to run on the images that the first one takes, to what it is judged by."""
     network: nn.Module = runtime.prepare(subject.network).eval()
+    if by_features:
+        network = FeatureExtractor(network).eval()
     if isinstance(subject.network, Transformer):
         prepare_inference(subject.network, runtime.dtype)
-        network = runtime.compiled(subject.network)
+        network = runtime.compiled(network)
     renormalise = Renormalise(first.preprocess, subject.preprocess)
     return nn.Sequential(renormalise.to(runtime.device), network).eval() if renormalise.needed else network
 

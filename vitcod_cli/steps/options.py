@@ -191,6 +191,12 @@ class EvalOptions(Settings):
         metavar="FILE",
         show_default=False,
     )
+    features: bool = setting(
+        False,
+        "Judge by features, beside those of --against or of the first model: pooled ones, patch tokens, nearest "
+        "images. Labels aren't looked at. By itself for models without a head.",
+        panel="Model",
+    )
     trust_program: bool = setting(
         False, "Run a .pt2 program, which can hold any code: of files that you made.", panel="Model"
     )
@@ -216,6 +222,11 @@ class EvalOptions(Settings):
         super().__post_init__()
         if not self.checkpoint:
             raise VitcodError("--checkpoint is needed: name the weights to evaluate.")
+        if self.features and self.is_of_one_model:
+            raise VitcodError(
+                "--features compares the features of models; name the model whose features they should be "
+                "(--against CHECKPOINT), or several checkpoints or masks."
+            )
         if self.mask and 1 != len(self.checkpoint) != len(self.mask):
             masks = "1 mask" if len(self.mask) == 1 else f"{len(self.mask)} masks"
             raise VitcodError(
