@@ -19,9 +19,10 @@ from vitcod_cli.model.auto_encoder import (
     init_published,
     projections,
 )
-from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask
+from vitcod_cli.model.kernels.base import Heads, Kernel
+from vitcod_cli.model.kernels.choice import inference_kernel
 from vitcod_cli.model.kernels.fused import FusedKernel
-from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
+from vitcod_cli.model.settings import AttentionKernel
 
 FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 """Widest layer whose reconstruction loss comes from folded weights on a CPU. The products that this takes grow
@@ -97,22 +98,22 @@ class SparseLowRankAttention(Attention):
         self.kernel = FusedKernel()
 
     @torch.no_grad()
-    def prepare_inference(self, grid: tuple[int, int], dtype: torch.dtype, *, plan: bool = True) -> None:
+    def prepare_inference(
+        self, grid: tuple[int, int], dtype: torch.dtype, *, plan: bool = True, kernel: AttentionKernel = "auto"
+    ) -> None:
         """Do once what needs no image: fold the auto-encoder, and take a kernel that has prepared the mask.
 
         Args:
             grid: patches along height and width.
             dtype: what attention will be computed in.
             plan: whether all rows will be computed, so that a plan may pay.
+            kernel: see :func:`~vitcod_cli.model.layers.prepare_inference`.
         """
         self.fold()
         if self.keep is None:
             return
-        additive, planned = additive_mask(self.keep, dtype)[None], None
-        if plan and self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
-            planned = plan_attention(self.keep, grid)
-        kernel = FusedKernel(additive) if planned is None else PlannedKernel(planned, additive)
-        self.kernel = kernel.train(self.training)
+        chosen = inference_kernel(self.keep, grid, dtype, asked=kernel, all_rows=plan, packed=self.foldable)
+        self.kernel = chosen.train(self.training)
 
     @torch.no_grad()
     def fold(self) -> None:

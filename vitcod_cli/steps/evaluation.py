@@ -35,7 +35,7 @@ from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
 from vitcod_cli.evaluation.results_file import COLUMNS, FEATURE_COLUMNS, add_results, check_results_file
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
-from vitcod_cli.model.layers import keep_mask, prepare_inference
+from vitcod_cli.model.layers import check_masked, keep_mask, prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -72,6 +72,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
         first = subjects[0]
         _check_choices(subjects, options)
         _check_alike(subjects)
+        check_masked(options.attention, [one.network for one in subjects])
         if results_file is not None:
             columns = COLUMNS if first.classes else FEATURE_COLUMNS
             on_main(lambda: check_results_file(results_file, columns))
@@ -92,7 +93,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             )
         )
         reporter.info(_crop(first))
-        networks = [_network(subject, first, runtime) for subject in subjects]
+        networks = [_network(subject, first, options, runtime) for subject in subjects]
         begun = time.monotonic()
 
         def about(count: int) -> dict[str, Any]:
@@ -263,11 +264,11 @@ def _check_alike(subjects: Sequence[_Subject]) -> None:
             )
 
 
-def _network(subject: _Subject, first: _Subject, runtime: Runtime) -> nn.Module:
+def _network(subject: _Subject, first: _Subject, options: EvalOptions, runtime: Runtime) -> nn.Module:
     """The model, ready to run on the images that the first one takes."""
     network: nn.Module = runtime.prepare(subject.network).eval()
     if isinstance(subject.network, VisionTransformer):
-        prepare_inference(subject.network, runtime.dtype)
+        prepare_inference(subject.network, runtime.dtype, options.attention)
         network = runtime.compiled(subject.network)
     renormalise = Renormalise(first.preprocess, subject.preprocess)
     return nn.Sequential(renormalise.to(runtime.device), network).eval() if renormalise.needed else network
@@ -303,6 +304,7 @@ def _about(
     return {
         "precision": str(runtime.dtype).removeprefix("torch."),
         "device": runtime.device.type,
+        "attention": options.attention,
         "input_size": list(preprocess.input_size),
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
