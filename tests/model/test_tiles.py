@@ -64,3 +64,9 @@ def test_places_hold_every_token_once_and_fill_up_with_the_last_of_a_tile() -> N
     assert tokens[first].tolist() == tiles.order.tolist()
     assert (tiles.of_tokens[tokens] == np.repeat(np.arange(4), 16)).all()
     assert tokens[~first].tolist() == [1] * 14 + [tiles.order[-1]] * 12
+
+
+@pytest.mark.parametrize(("tokens", "grid"), [(257, (16, 16)), (36 + 20, (6, 6)), (143, (11, 13))])
+def test_larger_tiles_are_made_of_smaller_ones(tokens: int, grid: tuple[int, int]) -> None:
+    small, large = token_tiles(tokens, grid, 16), token_tiles(tokens, grid, 64)
+    np.testing.assert_array_equal(small.within(large)[small.of_tokens], large.of_tokens)

@@ -51,6 +51,10 @@ class TokenTiles:
         """int64 [T, T]: entries of each tile of an attention matrix."""
         return np.outer(self.sizes, self.sizes)
 
+    def within(self, larger: TokenTiles) -> Indices:
+        """int64 [T]: the tile of ``larger`` ones, of the same tokens, that each of these is a part of."""
+        return np.searchsorted(larger.starts, self.starts, side="right") - 1
+
     @property
     def places(self) -> tuple[Indices, NDArray[np.bool_]]:
         """All tiles filled up to ``block`` places: the token at each, and whether it is there for the first time.

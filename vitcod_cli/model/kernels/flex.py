@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch._dynamo
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from vitcod_cli.model.kernels.base import Heads
 from vitcod_cli.model.kernels.fused import FusedKernel
-from vitcod_cli.model.tiles import TokenTiles, token_tiles
+from vitcod_cli.model.tiles import Indices, TokenTiles, token_tiles
 
 BLOCK = 128
 """Tiles of FlexAttention unless told otherwise, and the largest that its kernels compute at once."""
@@ -147,24 +148,28 @@ def _of_one_size(*tensors: Tensor) -> None:
 def tile_size(keep: Tensor, grid: tuple[int, int]) -> int:
     """The largest tiles, up to 128 tokens, that ``keep`` [H, N, N] keeps or prunes whole; else 128."""
     num_tokens = keep.shape[-1]
-    if whole_tiles(keep, token_tiles(num_tokens, grid, SMALLEST)) is None:  # larger ones are made of these
+    smallest = token_tiles(num_tokens, grid, SMALLEST)
+    kept = whole_tiles(keep, smallest)
+    if kept is None:
         return BLOCK
     size = BLOCK
-    while whole_tiles(keep, token_tiles(num_tokens, grid, size)) is None:
+    while not _are_whole(kept, smallest.within(token_tiles(num_tokens, grid, size))):
         size //= 2
     return size
 
 
 def whole_tiles(keep: Tensor, tiles: TokenTiles) -> Tensor | None:
     """Which tiles ``keep`` [H, N, N] keeps, bool [H, T, T]; None where it keeps one in part."""
-    order = torch.from_numpy(tiles.order).to(keep.device)
-    starts, sizes = (torch.from_numpy(part).to(keep.device) for part in (tiles.starts, tiles.sizes))
-    kept = keep[:, order[starts]][:, :, order[starts]]
-    for head, own in zip(keep, kept, strict=True):  # one by one: a copy of a head is large enough
-        spread = own.repeat_interleave(sizes, 0).repeat_interleave(sizes, 1)
-        if not torch.equal(head[order][:, order], spread):
-            return None
-    return kept
+    first = torch.from_numpy(tiles.order[tiles.starts]).to(keep.device)
+    return keep[:, first][:, :, first] if _are_whole(keep, tiles.of_tokens) else None
+
+
+def _are_whole(keep: Tensor, groups: Indices) -> bool:
+    """Whether ``keep`` [H, n, n] says the same of all members of two ``groups``, int64 [n]: the group of each."""
+    members = torch.from_numpy(np.unique(groups, return_index=True)[1]).to(keep.device)
+    of_members = torch.from_numpy(groups).to(keep.device)
+    # Head by head: a copy of one is large enough.
+    return all(torch.equal(head, head[members][:, members][of_members][:, of_members]) for head in keep)
 
 
 def _places(tiles: TokenTiles, device: torch.device) -> tuple[Tensor, Tensor]:
