@@ -15,7 +15,7 @@ from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import prepare_inference
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.model.settings import ModelSettings
+from vitcod_cli.model.settings import AttentionKernel, ModelSettings
 from vitcod_cli.reporting import QUIET, Reporter
 
 
@@ -38,6 +38,7 @@ def load(
     mask: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     inference: bool = True,
+    attention: AttentionKernel = "auto",
     model: str | None = None,
     img_size: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -55,6 +56,7 @@ def load(
         mask: from ``gen-mask``, or a published ``.npy``; a sparse checkpoint holds its own.
         inference: fold the auto-encoders and prepare the mask, which is faster; False for a model to train
             or to save.
+        attention: how layers with a mask compute then: ``auto``, or as ``vitcod eval --attention`` says.
         model, img_size, model_kwargs: of the timm model, where the checkpoint doesn't say or is to be another.
 
     Raises:
@@ -70,7 +72,7 @@ def load(
     )
     network.to(device).eval()
     if inference:
-        prepare_inference(network)
+        prepare_inference(network, attention=attention)
     preprocess = preprocess_of(network)
     network.transform = Transform(preprocess)  # type: ignore[assignment]
     network.pretrained_cfg = {**network.pretrained_cfg, **vars(preprocess)}  # type: ignore[assignment, dict-item]

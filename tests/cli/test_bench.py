@@ -242,3 +242,20 @@ def test_names_of_files_are_made_visible(cli: Cli, sparse_checkpoint: Path) -> N
     assert "\\x1b[31m\\nError:" in outcome.out
     assert "\x1b" not in outcome.out
     assert not [line for line in outcome.out.splitlines() if line.startswith(("Error", "forged"))]
+
+
+def test_attention_by_tiles(cli: Cli, sparse_checkpoint: Path) -> None:
+    model: tuple[object, ...] = ("--checkpoint", sparse_checkpoint, "--no-training", "--batch-size", 2)
+    found = bench(cli, *model, "--attention", "flex")
+    assert found["environment"]["attention"] == "flex"
+    assert [one["model"] for one in found["measurements"]] == ["model", "no mask"]
+    words = ("bench", *QUICK, *model, "--attention", "measured")
+    assert "measured attention" in cli(*words).out
+    for flag in ("--compile", "--deterministic"):
+        error = the_error(cli(*words, flag))
+        assert f"--attention measured chooses while the model runs, which {flag} rules out" in error
+
+
+def test_attention_by_tiles_needs_a_mask(cli: Cli) -> None:
+    error = the_error(cli("bench", *TINY_MODEL, *QUICK, "--attention", "flex"))
+    assert error.startswith("--attention flex leaves out what a mask prunes, and there is no mask")

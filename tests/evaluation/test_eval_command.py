@@ -359,3 +359,18 @@ def test_two_processes_find_the_same(run_cli: Any, data: tuple[object, ...], mod
         assert (mine["acc1"], mine["images"]) == (theirs["acc1"], 13)
     assert os.path.getsize("r.csv")
     assert len(Path("r.csv").read_text().splitlines()) == 5
+
+
+def test_attention_by_tiles_gives_the_same_figures(
+    cli: Cli, data: tuple[object, ...], models: list[str], masks: list[str]
+) -> None:
+    """Only the dense model beside it has no tiles to leave out."""
+    words = ("eval", "--checkpoint", models[0], "--against", models[0], "--json", *data)
+    usual = json.loads(cli(*words, "--mask", masks[1]).out)
+    tiled = json.loads(cli(*words, "--mask", masks[1], "--attention", "flex").out)
+    assert (usual["attention"], tiled["attention"]) == ("auto", "flex")
+    for before, after in zip(usual["models"], tiled["models"], strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+        assert after["acc1"] == before["acc1"]
+    error = cli(*words, "--attention", "measured").error
+    assert error.startswith("--attention measured leaves out what a mask prunes, and there is no mask")

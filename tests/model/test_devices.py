@@ -275,6 +275,7 @@ ON_THE_CPU = {
     "evaluation/programs.py": "exported programs run on the CPU; their images are moved there, and back",
     "export/onnx_form.py": "programs are exported on the CPU",
     "export/program.py": "programs are exported and checked on the CPU",
+    "model/kernels/flex.py": "indices from numpy, moved at once",
     "model/kernels/planned.py": "plans are for CPUs",
     "model/load.py": "a mask, which set_keep_mask moves",
     "pipeline/in_memory.py": "a mask, which set_keep_mask moves",

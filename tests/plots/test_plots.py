@@ -23,11 +23,11 @@ from vitcod_cli.masks.info import info_mask
 from vitcod_cli.masks.polarize import reordered, token_order
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.model.build import build_model
+from vitcod_cli.model.grid import Grid, patch_grid
 from vitcod_cli.model.layers import attention_shape, set_keep_mask
 from vitcod_cli.model.load import save_model
 from vitcod_cli.plots.canvas import DPI, TokenAxis
 from vitcod_cli.plots.draw import Maps, draw_block, draw_overview, draw_query, save_plots
-from vitcod_cli.plots.grid import Grid, patch_grid
 from vitcod_cli.plots.sensitivity import draw_blocks, draw_heads, save_sensitivity
 from vitcod_cli.plots.view import View, look_at
 from vitcod_cli.reporting import SilentReporter

@@ -114,7 +114,7 @@ def measure(models: dict[str, Subject], settings: BenchOptions, runtime: Runtime
     results, optimizers = Results(), _Optimizers()
     modes: list[Mode] = ["forward", "training"] if settings.training else ["forward"]
     for mode in modes:
-        ready = {name: _ready(model, mode, runtime) for name, model in models.items()}
+        ready = {name: _ready(model, mode, settings, runtime) for name, model in models.items()}
         for batch_size in settings.batch_sizes:
             if runtime.settings.compile:
                 torch.compiler.reset()  # else a second batch size gets code for any size, which is slower
@@ -127,11 +127,13 @@ def measure(models: dict[str, Subject], settings: BenchOptions, runtime: Runtime
     return results
 
 
-def _ready(model: Subject, mode: Mode, runtime: Runtime) -> Subject:
+def _ready(model: Subject, mode: Mode, settings: BenchOptions, runtime: Runtime) -> Subject:
     """As it is timed; what an exported program computes can't be compiled any further."""
     if isinstance(model, Program):
         return model
-    return runtime.compiled(for_inference(model, runtime.dtype) if mode == "forward" else model)
+    if mode == "forward":
+        model = for_inference(model, runtime.dtype, settings.attention)
+    return runtime.compiled(model)
 
 
 def _compare(measurements: Sequence[Measurement]) -> Iterator[Comparison]:

@@ -100,6 +100,8 @@ class Report:
         if trained and env["training_precision"] != env["precision"]:
             how.append(f"training in {env['training_precision']}")
         how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if env[word]]
+        if env["attention"] != "auto":
+            how.append(f"{env['attention']} attention")
         heading = Table.grid(padding=(0, 1, 0, 0))
         heading.add_column(min_width=8, no_wrap=True)
         heading.add_column(overflow="fold")

@@ -14,7 +14,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.programs import Program, is_program, load_program
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer, num_tokens
-from vitcod_cli.model.layers import keep_mask
+from vitcod_cli.model.layers import check_masked, keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import Reporter
@@ -31,6 +31,7 @@ def bench(options: BenchOptions, reporter: Reporter) -> Report:
         models = _models(options, runtime, reporter)
         options = _without_training(options, models, reporter)
         networks = [one for one in models.values() if isinstance(one, Transformer)]
+        check_masked(options.attention, networks)
         if options.training and not all(one.num_classes for one in networks):
             raise VitcodError("A model of 0 classes has nothing to train; add --no-training.")
         counts = {
@@ -38,7 +39,7 @@ def bench(options: BenchOptions, reporter: Reporter) -> Report:
         }
         return Report(
             about=_about(models, options),
-            environment=environment(runtime),
+            environment={**environment(runtime), "attention": options.attention},
             counts=counts,
             results=measure(models, options, runtime, reporter),
         )

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 from vitcod_cli.distributed import world_size
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, mask_setting
+from vitcod_cli.model.settings import (
+    AttentionKernel,
+    ModelSettings,
+    attention_setting,
+    check_attention,
+    checkpoint_setting,
+    mask_setting,
+)
 from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.settings import ResultSettings, Settings, setting
 
@@ -52,6 +59,7 @@ class BenchOptions(Settings, panel="Measurement"):
     trust_program: bool = setting(
         False, "Run a .pt2 program, which can hold any code: of files that you made.", panel="Model"
     )
+    attention: AttentionKernel = attention_setting()
     warmup: int = setting(2, "Passes before each measurement.", minimum=0, metavar="N")
     repeats: int = setting(6, "Measure at least N passes of each model.", minimum=1, metavar="N")
     seconds: float = setting(2.0, "Measure for at least this long for each model.", minimum=0, maximum=86400)
@@ -66,6 +74,7 @@ class BenchOptions(Settings, panel="Measurement"):
             raise VitcodError(
                 "--checkpoint or --model is needed: name the weights to measure, or a model for random weights."
             )
+        check_attention(self.attention, self.runtime)
         if not self.batch_size:
             raise VitcodError("--batch-size is needed: give it once or several times.")
 

@@ -23,6 +23,7 @@ from vitcod_cli.model.layers import (
     reconstruction_loss,
     recording_reconstruction,
 )
+from vitcod_cli.model.settings import AttentionKernel
 from vitcod_cli.runtime import Runtime
 
 DROP_PATH = 0.1
@@ -95,18 +96,21 @@ def training_step(model: Transformer, optimizer: Optimizer, batch_size: int, run
         forget()
 
 
-def for_inference(model: Transformer, dtype: torch.dtype = torch.float32) -> Transformer:
+def for_inference(
+    model: Transformer, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto"
+) -> Transformer:
     """What ``eval`` runs: ``model`` itself, or a copy that is prepared and shares what weights it can.
 
     Args:
         dtype: what attention is computed in.
+        attention: how masked layers compute.
     """
     if dtype == torch.float32 and all(
         layer.svd_type == "none" and layer.keep is None for layer in attentions(model)
     ):
         return model
     ready = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    prepare_inference(ready, dtype)
+    prepare_inference(ready, dtype, attention)
     return ready
 
 

@@ -38,6 +38,15 @@ class Allocated(MaskMethod):
     floor: FloorSettings = field(default_factory=FloorSettings)
     target: float = DEFAULT_SPARSITY
 
+    @property
+    def wanted(self) -> float:
+        """See :class:`~vitcod_cli.masks.method.MaskMethod`."""
+        return self.target
+
+    def at(self, sparsity: float) -> Allocated:
+        """See :class:`~vitcod_cli.masks.method.MaskMethod`."""
+        return self.changed(target=sparsity)
+
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """See :func:`allocated_mask`."""
         if attention_map.importance is None:

@@ -17,6 +17,12 @@ from vitcod_cli.masks.ranking import Keep, Part, for_each_part, map_parts, nth_l
 Importance = NDArray[np.floating[Any]]
 
 
+def worth_of(importance: Importance) -> NDArray[np.float64]:
+    """From the share of entries that are worth less to something like the damage of pruning: few do much."""
+    worth: NDArray[np.float64] = 1 / (1.001 - importance.astype(np.float64))
+    return worth
+
+
 def check_budget(necessary: Keep, wanted: int, sparsity: float) -> int:
     """How many entries may be kept beyond the ``necessary`` ones, of ``wanted`` in all.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.prefix import check_rows, fill_empty_rows, keep_prefix
+from vitcod_cli.masks.blocks import made_of_tiles, map_of_tiles, tiles_of, whole_tiles
+from vitcod_cli.masks.method import Made
+from vitcod_cli.masks.prefix import check_rows
 from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.reporting import Reporter
@@ -21,31 +25,41 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
         VitcodError: if the rows of the map don't sum to 1, its prefix is larger than it, or the wanted
             sparsity can't be reached.
     """
-    attention = attention_map.attention
-    check_rows(attention)
+    check_rows(attention_map.attention)
     prefix = _num_prefix_tokens(attention_map, settings, reporter)
-    protected = prefix if settings.protects_prefix else 0
-    method = settings.chosen
-    keep, parameters = method.keep(attention_map, protected)
-    if protected:
-        keep = keep_prefix(keep, protected)
-    filled = fill_empty_rows(keep, attention)
-    if filled:
+    made, tiled = _made(attention_map, settings, prefix)
+    if made.filled:
+        of_what, key = (" of tiles", "tile") if tiled else ("", "one")
         reporter.warn(
-            f"{filled} rows lost all their keys and keep their largest one: an empty row has no softmax."
+            f"{made.filled} rows{of_what} lost all their keys and keep their largest {key}: an empty row has no "
+            "softmax."
         )
+    keep = made.keep
     info = {
-        "method": method.name,
-        **parameters,
+        "method": settings.chosen.name,
+        **made.parameters,
+        **tiled,
         "sparsity": sparsity_of(keep),
         "num_prefix_tokens": prefix,
-        "protect_prefix": protected > 0,
+        "protect_prefix": prefix > 0 and settings.protects_prefix,
     }
     if "model_config" in attention_map.info:
         info["model_config"] = attention_map.info["model_config"]
     if attention_map.info.get("num_prefix_tokens", prefix) != prefix:  # asked for; it is still this model's mask
         info["map_num_prefix_tokens"] = attention_map.info["num_prefix_tokens"]
     return Mask(keep, info)
+
+
+def _made(attention_map: AttentionMap, settings: MaskSettings, prefix: int) -> tuple[Made, dict[str, Any]]:
+    """The mask, and what is to say of its tiles where it is one of ``--block``."""
+    method, protected = settings.chosen, settings.protects_prefix
+    if settings.block is None:
+        return method.make(attention_map, prefix if protected else 0), {}
+    tiles = tiles_of(attention_map, prefix, settings.block)
+    small = map_of_tiles(attention_map, tiles)
+    made = made_of_tiles(method, small, tiles, tiles.num_prefix if protected else 0)
+    tiled = {"block": settings.block, "empty_tiles": sparsity_of(made.keep)}
+    return made._replace(keep=whole_tiles(made.keep, tiles)), tiled
 
 
 def _num_prefix_tokens(attention_map: AttentionMap, settings: MaskSettings, reporter: Reporter) -> int:

@@ -48,12 +48,19 @@ class Info(Exact):
         show_default=False,
     )
 
+    @property
+    def wanted(self) -> float | None:
+        """See :class:`~vitcod_cli.masks.method.MaskMethod`."""
+        if self.info_cut is not None:
+            return None
+        return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """See :func:`info_mask` and :func:`info_mask_of_sparsity`."""
         if self.info_cut is not None:
             return info_mask(attention_map.attention, self.info_cut), {"info_cut": self.info_cut}
-        sparsity = DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
-        keep, cut = info_mask_of_sparsity(attention_map.attention, sparsity, num_prefix_tokens)
+        assert self.wanted is not None
+        keep, cut = info_mask_of_sparsity(attention_map.attention, self.wanted, num_prefix_tokens)
         return keep, {"info_cut": cut}
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcod_cli.masks.budget import Importance, budget, necessary_with_floor
+from vitcod_cli.masks.budget import Importance, budget, necessary_with_floor, worth_of
 from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.ranking import Keep
@@ -64,16 +64,10 @@ def _filled(importance: Importance, necessary: Keep, num_prefix_tokens: int, lan
     keep = necessary.copy()
     parcels = _parcels(importance, keep, num_prefix_tokens, lanes, budget)
     for head in np.ndindex(importance.shape[:2]):
-        worth = _worth(importance[head])
+        worth = worth_of(importance[head])
         keep[head] |= _transported(worth, keep[head], parcels[head], num_prefix_tokens, lanes)
         _tidy(keep[head], necessary[head], worth, num_prefix_tokens, lanes=lanes)
     return keep_prefix(keep, num_prefix_tokens)
-
-
-def _worth(importance: NDArray[np.floating]) -> Worth:
-    """From the share of entries that are worth less to something like the damage of pruning: few do much."""
-    worth: Worth = 1 / (1.001 - importance.astype(np.float64))
-    return worth
 
 
 def _sorted_parcels(worth: Worth, lanes: int) -> Worth:
@@ -93,7 +87,7 @@ def _parcels(importance: Importance, keep: Keep, prefix: int, lanes: int, budget
     if left <= 0:
         return found
     heads = list(np.ndindex(importance.shape[:2]))
-    values = [_sorted_parcels(_worth(importance[head])[:, prefix:], lanes)[1:] for head in heads]
+    values = [_sorted_parcels(worth_of(importance[head])[:, prefix:], lanes)[1:] for head in heads]
     flat = np.concatenate([value.ravel() for value in values])
     smallest = np.partition(flat, -min(left, flat.size))[-min(left, flat.size)]
     for head, value in zip(heads, values, strict=True):

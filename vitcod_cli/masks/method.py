@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.prefix import fill_empty_rows, keep_prefix
 from vitcod_cli.masks.ranking import Keep
 from vitcod_cli.settings import Settings, flag_of, setting
 
 DEFAULT_SPARSITY = 0.9
 
+MethodT = TypeVar("MethodT", bound="MaskMethod")
+ExactT = TypeVar("ExactT", bound="Exact")
+
 
 class SparsityError(VitcodError):
     """A sparsity that a map can't give: what must be kept is more, or less, than it leaves."""
+
+
+class Made(NamedTuple):
+    """A mask that is ready.
+
+    Attributes:
+        keep: bool [L, H, N, N], no row of it empty.
+        parameters: what it was made with.
+        filled: how many rows would have been empty, and keep their largest key.
+    """
+
+    keep: Keep
+    parameters: dict[str, Any]
+    filled: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +49,22 @@ class MaskMethod(Settings, panel="Mask"):
 
     name: ClassVar[str]
     protects_prefix: ClassVar[bool] = True
+
+    @property
+    def wanted(self) -> float | None:
+        """The sparsity that is asked for; None where something else says what is pruned."""
+        raise NotImplementedError
+
+    def at(self: MethodT, sparsity: float) -> MethodT:
+        """The same method, asked for another sparsity."""
+        raise NotImplementedError
+
+    def make(self, attention_map: AttentionMap, num_prefix_tokens: int) -> Made:
+        """The mask by :meth:`keep` with its prefix tokens kept, and a key in every row."""
+        keep, parameters = self.keep(attention_map, num_prefix_tokens)
+        if num_prefix_tokens:
+            keep = keep_prefix(keep, num_prefix_tokens)
+        return Made(keep, parameters, fill_empty_rows(keep, attention_map.attention))
 
     def keep(self, attention_map: AttentionMap, num_prefix_tokens: int) -> tuple[Keep, dict[str, Any]]:
         """The mask, bool [L, H, N, N], and the parameters that it was made with.
@@ -64,6 +98,15 @@ class Exact(MaskMethod):
         maximum=1,
         show_default=f"{DEFAULT_SPARSITY} for info",
     )
+
+    @property
+    def wanted(self) -> float | None:
+        """See :class:`MaskMethod`."""
+        return self.sparsity
+
+    def at(self: ExactT, sparsity: float) -> ExactT:
+        """See :class:`MaskMethod`."""
+        return self.changed(sparsity=sparsity)
 
     def check(self) -> None:
         """Raise a VitcodError where the options contradict each other."""

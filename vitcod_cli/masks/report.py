@@ -33,6 +33,10 @@ def mask_table(mask: Mask) -> list[str]:
     method = ", ".join([mask.info["method"], *parameters])
     lines.append(f"  all  {mask.info['sparsity']:6.2%}  by {method}")
     lines.append(f"Global token: a key that more than {_GLOBAL} queries of the head keep.")
+    if "block" in mask.info:
+        lines.append(
+            f"Whole tiles of {mask.info['block']} queries and keys: {mask.info['empty_tiles']:.1%} are empty."
+        )
     return [*lines, *_other_than_asked(mask)]
 
 
@@ -41,6 +45,8 @@ def _other_than_asked(mask: Mask) -> list[str]:
     ratio, sparsity, size = mask.info.get("ratio"), mask.info["sparsity"], mask.keep.size
     if ratio is None or abs(sparsity - ratio) < 5e-5:
         return []
+    if "block" in mask.info:
+        return [f"Not {ratio:.2%}: whole tiles are kept. --sparsity {ratio:.10g} comes nearest to that."]
     prefix = mask.info["num_prefix_tokens"] if mask.info["protect_prefix"] else 0
     fewest = fewest_entries(mask.keep.shape, prefix)
     way_on = f"--sparsity {ratio:.10g} gives just that"

@@ -20,6 +20,10 @@ METHODS: dict[str, type[MaskMethod]] = {"info": Info, "ratio": Ratio, "std": Std
 """The methods by name. A new one is a file beside these, a line here and one in :class:`MaskSettings`."""
 
 
+LEAST_BLOCK = 16
+"""Smallest tiles: no kernel of a GPU computes smaller ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings(Settings, panel="Mask"):
     """How entries of the attention map are chosen."""
@@ -41,6 +45,15 @@ class MaskSettings(Settings, panel="Mask"):
         flag="--protect-prefix/--no-protect-prefix",
         show_default="protected, but for std as published",
     )
+    block: int | None = setting(
+        None,
+        "Prune whole tiles of so many queries and keys, a power of two, along a Hilbert curve over the patches: "
+        "what a GPU that computes in tiles can skip.",
+        minimum=LEAST_BLOCK,
+        maximum=1024,
+        metavar="N",
+        show_default="single entries",
+    )
     info: Info = field(default_factory=Info)
     allocated: Allocated = field(default_factory=Allocated)
     ratio: Ratio = field(default_factory=Ratio)
@@ -50,6 +63,7 @@ class MaskSettings(Settings, panel="Mask"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_options_of_others()
+        self._check_block()
         getattr(self, self.method).check()
         if not self.allocated.allocate:
             for flag, given in (
@@ -68,6 +82,19 @@ class MaskSettings(Settings, panel="Mask"):
             raise VitcodError("--allocate keeps the prefix tokens whole; leave --no-protect-prefix out.")
         if conflict := self.allocated.floor.conflict(self._allocated_sparsity):
             raise SparsityError(conflict)
+
+    def _check_block(self) -> None:
+        if self.block is None:
+            return
+        if self.block & (self.block - 1):
+            below = 1 << (self.block.bit_length() - 1)
+            raise VitcodError(f"--block must be a power of two, such as {below}, not {self.block}.")
+        if self.allocated.lanes is not None:
+            raise VitcodError(
+                "--lanes fills lines of an accelerator with single entries; leave it or --block out."
+            )
+        if self.allocated.floor != FloorSettings():
+            raise VitcodError("--min-density counts single entries; leave it or --block out.")
 
     def _refuse_options_of_others(self) -> None:
         """What means something to other methods only is refused, not ignored."""
@@ -89,6 +116,11 @@ class MaskSettings(Settings, panel="Mask"):
             return self.allocated.changed(target=self._allocated_sparsity)
         method: MaskMethod = getattr(self, self.method)
         return method
+
+    @property
+    def name(self) -> str:
+        """What files are named after: the method, and the size of its tiles."""
+        return self.chosen.name if self.block is None else f"{self.chosen.name}_block{self.block}"
 
     @property
     def _allocated_sparsity(self) -> float:

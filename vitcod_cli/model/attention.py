@@ -19,9 +19,10 @@ from vitcod_cli.model.auto_encoder import (
     init_published,
     projections,
 )
-from vitcod_cli.model.kernels.base import Heads, Kernel, added_to_logits
+from vitcod_cli.model.kernels.base import Heads, Kernel
+from vitcod_cli.model.kernels.choice import inference_kernel
 from vitcod_cli.model.kernels.fused import FusedKernel
-from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
+from vitcod_cli.model.settings import AttentionKernel
 
 FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 """Widest layer whose reconstruction loss comes from folded weights on a CPU. The products that this takes grow
@@ -150,7 +151,13 @@ class SparseLowRankAttention(nn.Module):
 
     @torch.no_grad()
     def prepare_inference(
-        self, grid: tuple[int, int], dtype: torch.dtype, *, bias: Tensor | None = None, plan: bool = True
+        self,
+        grid: tuple[int, int],
+        dtype: torch.dtype,
+        *,
+        bias: Tensor | None = None,
+        plan: bool = True,
+        kernel: AttentionKernel = "auto",
     ) -> None:
         """Do once what needs no image: fold the auto-encoder, and take a kernel that has prepared the mask.
 
@@ -159,16 +166,11 @@ class SparseLowRankAttention(nn.Module):
             dtype: what attention will be computed in.
             bias: what is added to the logits beside the mask, [H, N, N].
             plan: whether all rows will be computed, so that a plan may pay.
+            kernel: see :func:`~vitcod_cli.model.layers.prepare_inference`.
         """
         self.fold()
-        added = added_to_logits(self.keep, bias, dtype)
-        if added is None:
-            return
-        additive, planned = added[None], None
-        if plan and self.keep is not None and self.device.type == "cpu" and dtype == torch.float32:
-            planned = plan_attention(self.keep, grid, bias)
-        kernel = FusedKernel(additive) if planned is None else PlannedKernel(planned, additive)
-        self.kernel = kernel.train(self.training)
+        chosen = inference_kernel(self.keep, grid, dtype, bias=bias, asked=kernel, all_rows=plan)
+        self.kernel = chosen.train(self.training)
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from vitcod_cli.model.families import Transformer, grid_size, num_tokens
 from vitcod_cli.model.kernels.base import Kernel
 from vitcod_cli.model.passes import position_biases
 from vitcod_cli.model.read_rows import rows_read
+from vitcod_cli.model.settings import AttentionKernel
 
 
 def attentions(model: nn.Module) -> list[SparseLowRankAttention]:
@@ -68,6 +69,15 @@ def keep_mask(model: nn.Module) -> Tensor | None:
     return torch.stack(masks) if masks else None
 
 
+def check_masked(attention: AttentionKernel, models: Sequence[nn.Module]) -> None:
+    """Raise a VitcodError where ``--attention`` asks for what masks make possible, and no model has one."""
+    if attention in ("flex", "measured") and all(keep_mask(model) is None for model in models):
+        raise VitcodError(
+            f"--attention {attention} leaves out what a mask prunes, and there is no mask; name one (--mask), or "
+            "a checkpoint that holds its own."
+        )
+
+
 def fold_auto_encoders(model: Transformer) -> None:
     """Fold every auto-encoder into its qkv weights, in place, for inference: same function, no cost.
 
@@ -78,7 +88,9 @@ def fold_auto_encoders(model: Transformer) -> None:
         attention.fold()
 
 
-def prepare_inference(model: Transformer, dtype: torch.dtype = torch.float32) -> None:
+def prepare_inference(
+    model: Transformer, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto"
+) -> None:
     """Make ``model`` as fast at inference as it can be, in place, on the device that it is on.
 
     Auto-encoders are folded (:func:`fold_auto_encoders`), masks turned into what attention adds, and where a
@@ -88,14 +100,15 @@ def prepare_inference(model: Transformer, dtype: torch.dtype = torch.float32) ->
     Args:
         dtype: of the autocast that all forwards will run under; float32: without one. Weights that autocast
             would round to it at every forward are rounded once.
+        attention: how masked layers compute (:mod:`~vitcod_cli.model.kernels.choice`), ``--attention``.
     """
     unplanned = None if rows_read(model) is None else model.blocks[-1].attn
     device = attentions(model)[0].device.type
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
         biases = position_biases(model)  # which a small network may compute
-    for attention, bias in zip(attentions(model), biases, strict=True):
-        plan = attention is not unplanned
-        attention.prepare_inference(grid_size(model), dtype, bias=bias, plan=plan)
+    for layer, bias in zip(attentions(model), biases, strict=True):
+        plan = layer is not unplanned
+        layer.prepare_inference(grid_size(model), dtype, bias=bias, plan=plan, kernel=attention)
     if dtype != torch.float32:
         _round_weights(model, dtype)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vitcod_cli.artifacts.model_arguments import check_model_kwargs
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.settings import Settings, required, setting
+
+AttentionKernel = Literal["auto", "fused", "flex", "measured"]
+"""How masked attention is computed at inference; see :mod:`vitcod_cli.model.kernels.choice`."""
 
 _FILE = (
     "a file (ours, timm's or the published code's), an https:// address, or timm for the pretrained weights "
@@ -35,6 +39,28 @@ def init_from_setting(hint: str | None = None) -> Any:
 def mask_setting(help: str = "Mask to apply: from gen-mask, or a published .npy.") -> Any:
     """``--mask``."""
     return setting(None, help, panel="Model", metavar="FILE", show_default=False, aliases=("--mask-path",))
+
+
+def attention_setting() -> Any:
+    """``--attention``."""
+    return setting(
+        "auto",
+        "How layers with a mask compute. auto: fused attention, and on a CPU products that the mask prunes are "
+        "left out where that is expected to pay; fused: never; flex: FlexAttention, for a GPU, which leaves out "
+        "tiles that are pruned whole (gen-mask --block); measured: on a GPU, flex in layers where it is faster.",
+        panel="Runtime",
+    )
+
+
+def check_attention(attention: AttentionKernel, runtime: RuntimeSettings) -> None:
+    """Raise a VitcodError where ``--attention`` contradicts another option."""
+    if attention != "measured":
+        return
+    for flag, given in (("--compile", runtime.compile), ("--deterministic", runtime.deterministic)):
+        if given:
+            raise VitcodError(
+                f"--attention measured chooses while the model runs, which {flag} rules out; take fused or flex."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

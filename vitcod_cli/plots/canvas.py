@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcod_cli.plots.grid import Grid
+from vitcod_cli.model.grid import Grid
 from vitcod_cli.reporting import visible
 
 DPI = 100

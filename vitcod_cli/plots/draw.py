@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.statistics import block_sparsity, head_sparsity
+from vitcod_cli.model.grid import PATCH, Grid, patch_grid
 from vitcod_cli.plots.canvas import DPI, Canvas, TokenAxis
 from vitcod_cli.plots.files import save_figure
-from vitcod_cli.plots.grid import PATCH, Grid, patch_grid
 from vitcod_cli.plots.view import View
 from vitcod_cli.reporting import Reporter
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.plots.grid import PATCH, Grid
+from vitcod_cli.model.grid import PATCH, Grid
 
 
 @dataclass(frozen=True)

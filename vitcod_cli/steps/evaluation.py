@@ -37,7 +37,7 @@ from vitcod_cli.evaluation.results_file import COLUMNS, FEATURE_COLUMNS, add_res
 from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import keep_mask, prepare_inference
+from vitcod_cli.model.layers import check_masked, keep_mask, prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -76,6 +76,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
         _check_choices(subjects, options)
         by_features = options.features or not first.classes
         _check_alike(subjects, features=options.features)
+        check_masked(options.attention, [one.network for one in subjects])
         if results_file is not None:
             columns = FEATURE_COLUMNS if by_features else COLUMNS
             on_main(lambda: check_results_file(results_file, columns))
@@ -97,7 +98,7 @@ def evaluate_models(options: EvalOptions, reporter: Reporter = QUIET) -> Evaluat
             )
         )
         reporter.info(_crop(first))
-        networks = [_network(subject, first, runtime, by_features=by_features) for subject in subjects]
+        networks = [_network(subject, first, options, runtime, by_features=by_features) for subject in subjects]
         begun = time.monotonic()
 
         def about(count: int) -> dict[str, Any]:
@@ -275,13 +276,15 @@ def _check_alike(subjects: Sequence[_Subject], *, features: bool) -> None:
             )
 
 
-def _network(subject: _Subject, first: _Subject, runtime: Runtime, *, by_features: bool) -> nn.Module:
+def _network(
+    subject: _Subject, first: _Subject, options: EvalOptions, runtime: Runtime, *, by_features: bool
+) -> nn.Module:
     """The model, ready to run on the images that the first one takes, to what it is judged by."""
     network: nn.Module = runtime.prepare(subject.network).eval()
     if by_features:
         network = FeatureExtractor(network).eval()
     if isinstance(subject.network, Transformer):
-        prepare_inference(subject.network, runtime.dtype)
+        prepare_inference(subject.network, runtime.dtype, options.attention)
         network = runtime.compiled(network)
     renormalise = Renormalise(first.preprocess, subject.preprocess)
     return nn.Sequential(renormalise.to(runtime.device), network).eval() if renormalise.needed else network
@@ -317,6 +320,7 @@ def _about(
     return {
         "precision": str(runtime.dtype).removeprefix("torch."),
         "device": runtime.device.type,
+        "attention": options.attention,
         "input_size": list(preprocess.input_size),
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),

@@ -30,7 +30,7 @@ def make_mask(options: MaskOptions, reporter: Reporter = QUIET) -> tuple[Path, M
     with ThreadPoolExecutor(1) as pool:  # hashing a map takes as long as making the mask
         origin = pool.submit(provenance, "vitcod gen-mask", options.attn_map)
         mask = generate_mask(read_attention_map(options.attn_map), options.mask, reporter)
-    name = f"{options.mask.chosen.name}_{mask.info['sparsity']:.2f}.safetensors"
+    name = f"{options.mask.name}_{mask.info['sparsity']:.2f}.safetensors"
     path = Path(options.output_dir, name) if options.output is None else Path(options.output)
     free_path(path, options.overwrite, inputs=inputs)  # again: it may have been written meanwhile
     mask = Mask(mask.keep, {**mask.info, **origin.result()})

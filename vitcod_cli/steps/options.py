@@ -13,7 +13,15 @@ from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrat
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.settings import LowRankSettings
-from vitcod_cli.model.settings import ModelSettings, checkpoint_setting, init_from_setting, mask_setting
+from vitcod_cli.model.settings import (
+    AttentionKernel,
+    ModelSettings,
+    attention_setting,
+    check_attention,
+    checkpoint_setting,
+    init_from_setting,
+    mask_setting,
+)
 from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.settings import ResultSettings, Settings, required, setting
 from vitcod_cli.training.options import FineTuneOptions
@@ -202,6 +210,7 @@ class EvalOptions(Settings):
     )
     split: Literal["train", "val"] = setting("val", "Split to evaluate on.", panel="Data")
     batch_size: int = setting(96, "Images in a batch of each process.", panel="Runtime", minimum=1)
+    attention: AttentionKernel = attention_setting()
     results_file: str | None = setting(
         None,
         "Add a row a model to this .csv (or .json), with the columns of timm's results and more.",
@@ -222,6 +231,7 @@ class EvalOptions(Settings):
         super().__post_init__()
         if not self.checkpoint:
             raise VitcodError("--checkpoint is needed: name the weights to evaluate.")
+        check_attention(self.attention, self.runtime)
         if self.features and self.is_of_one_model:
             raise VitcodError(
                 "--features compares the features of models; name the model whose features they should be "

@@ -1,0 +1,192 @@
+"""Masks of whole tiles: ``gen-mask --block``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Cli, MakeMap
+
+from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
+from vitcod_cli.artifacts.mask import Mask, read_mask
+from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.blocks import map_of_tiles, tiles_of, whole_tiles
+from vitcod_cli.masks.budget import worth_of
+from vitcod_cli.masks.generate import generate_mask
+from vitcod_cli.masks.method import SparsityError
+from vitcod_cli.masks.ratio import ratio_mask
+from vitcod_cli.masks.settings import MaskSettings
+from vitcod_cli.masks.statistics import sparsity_of
+from vitcod_cli.model.tiles import TokenTiles, token_tiles
+from vitcod_cli.reporting import SilentReporter
+
+GRID = (16, 16)
+
+
+def tiled_map(make_map: MakeMap, grid: tuple[int, int] = GRID, prefix: int = 1, **info: Any) -> AttentionMap:
+    """Two blocks of two heads, with an importance that is a rank; the second block's is larger."""
+    attention = make_map(2, 2, grid[0] * grid[1] + prefix)
+    damage = np.random.default_rng(3).lognormal(sigma=2, size=attention.shape) * [[[[1.0]]], [[[3.0]]]]
+    ranks = np.argsort(np.argsort(damage.ravel())).reshape(damage.shape) / damage.size
+    config = {"model": "vit", "num_classes": 5, "img_size": [8 * grid[0], 8 * grid[1]]}
+    facts = {"num_prefix_tokens": prefix, "model_config": config, **info}
+    return AttentionMap(attention, 5, facts, ranks.astype(np.float32))
+
+
+def make(attention_map: AttentionMap, **values: Any) -> Mask:
+    return generate_mask(attention_map, MaskSettings.from_flat(values), SilentReporter())
+
+
+def kept_tiles(keep: np.ndarray, tiles: TokenTiles) -> np.ndarray:
+    """The mask as one of tiles [L, H, T, T], each of which must be whole; slowly, by definition."""
+    of_tokens = tiles.of_tokens
+    small = np.zeros((*keep.shape[:2], len(tiles.sizes), len(tiles.sizes)), dtype=bool)
+    for query, key in np.ndindex(small.shape[2:]):
+        part = keep[:, :, of_tokens == query][..., of_tokens == key]
+        assert (part.all(axis=(-2, -1)) == part.any(axis=(-2, -1))).all(), "a tile is kept in part"
+        small[:, :, query, key] = part.all(axis=(-2, -1))
+    return small
+
+
+METHODS = [{"allocate": True}, {}, {"method": "ratio"}, {"method": "random"}, {"method": "std"}]
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=str)
+@pytest.mark.parametrize("sparsity", [0.5, 0.75])
+@pytest.mark.parametrize(("grid", "prefix"), [(GRID, 1), (GRID, 0), ((14, 12), 2), ((11, 13), 0), (GRID, 20)])
+def test_laws(
+    make_map: MakeMap, settings: dict[str, Any], sparsity: float, grid: tuple[int, int], prefix: int
+) -> None:
+    given = tiled_map(make_map, grid, prefix)
+    mask = make(given, block=16, sparsity=sparsity, **settings)
+    tiles = token_tiles(given.attention.shape[-1], grid, 16)
+    small = kept_tiles(mask.keep, tiles)
+    assert mask.keep.any(axis=-1).all()
+    if settings.get("method") != "std":  # which doesn't protect them, as published
+        assert mask.keep[..., :prefix].all()
+        assert mask.keep[..., :prefix, :].all()
+    # The info method finds a cut for all rows: as near as a step of it comes.
+    entries = (1 if settings else 8) * 16**2
+    assert abs(sparsity_of(mask.keep) - sparsity) * mask.keep.size <= entries
+    assert mask.info["sparsity"] == sparsity_of(mask.keep)
+    assert mask.info["block"] == 16
+    assert mask.info["empty_tiles"] == 1 - small.mean()
+
+
+def test_allocated_tiles_are_those_worth_most_of_all_blocks(make_map: MakeMap) -> None:
+    given = tiled_map(make_map)
+    tiles = tiles_of(given, 1, 16)
+    small = kept_tiles(make(given, block=16, sparsity=0.7, allocate=True).keep, tiles)
+    worth = np.array(
+        [
+            [
+                [
+                    [worth_of(head[tiles.of_tokens == q][:, tiles.of_tokens == k]).sum() for k in range(17)]
+                    for q in range(17)
+                ]
+                for head in block
+            ]
+            for block in given.importance  # type: ignore[union-attr]
+        ]
+    )
+    must = worth == worth.max(axis=-1, keepdims=True)
+    must[..., 0] = must[..., 0, :] = True
+    assert (small >= must).all()
+    assert worth[small & ~must].min() >= worth[~small].max()
+    kept = small.mean(axis=(1, 2, 3))
+    assert kept[1] > 1.5 * kept[0], "the block that matters more keeps more"
+
+
+def test_ratio_keeps_as_many_tiles_in_each_row_as_of_keys(make_map: MakeMap) -> None:
+    given = tiled_map(make_map)
+    tiles = tiles_of(given, 1, 16)
+    mask = make(given, block=16, method="ratio", ratio=0.7)
+    small = map_of_tiles(given, tiles)
+    expected = ratio_mask(small.attention, 0.7)
+    expected[..., 0] = expected[..., 0, :] = True
+    np.testing.assert_array_equal(mask.keep, whole_tiles(expected, tiles))
+    assert mask.info["ratio"] == 0.7
+
+
+def test_the_map_of_tiles_by_definition(make_map: MakeMap) -> None:
+    given = tiled_map(make_map, (6, 6), 2)
+    tiles = tiles_of(given, 2, 16)
+    small = map_of_tiles(given, tiles)
+    assert given.importance is not None
+    assert small.importance is not None
+    np.testing.assert_allclose(small.attention.sum(axis=-1), 1, rtol=1e-5)
+    for query, key in np.ndindex(4, 4):
+        of = np.ix_(tiles.of_tokens == query, tiles.of_tokens == key)
+        attention, worth = given.attention[1, 0][of], worth_of(given.importance[1, 0][of])
+        assert small.attention[1, 0, query, key] == pytest.approx(attention.sum(axis=1).mean(), rel=1e-5)
+        assert small.importance[1, 0, query, key] == pytest.approx(worth.sum(), rel=1e-5)
+
+
+def test_larger_tiles_are_made_of_whole_smaller_ones(make_map: MakeMap) -> None:
+    given = tiled_map(make_map)
+    keep = make(given, block=64, sparsity=0.5, allocate=True).keep
+    kept_tiles(keep, token_tiles(257, GRID, 16))
+    with pytest.raises(AssertionError, match="in part"):
+        kept_tiles(make(given, sparsity=0.5, allocate=True).keep, token_tiles(257, GRID, 16))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"block": 48}, "--block must be a power of two, such as 32, not 48"),
+        ({"block": 8}, "--block must be between 16 and 1024, not 8"),
+        ({"block": 16, "allocate": True, "lanes": 8}, "--lanes .* leave it or --block out"),
+        ({"block": 16, "allocate": True, "min_density": 0.02}, "--min-density .* leave it or --block out"),
+    ],
+)
+def test_what_does_not_go_together(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(VitcodError, match=message):
+        MaskSettings.from_flat(values)
+
+
+def test_maps_that_have_no_such_tiles(make_map: MakeMap) -> None:
+    given = tiled_map(make_map, (6, 6))
+    with pytest.raises(VitcodError, match=r"--block 64 is more than the 36 patches of the map; take at most 32"):
+        make(given, block=64)
+    with pytest.raises(VitcodError, match=r"37 tokens, 0 of them .* make no grid.*--num-prefix-tokens"):
+        make(AttentionMap(given.attention), block=16, num_prefix_tokens=0)
+    with pytest.raises(VitcodError, match=r"--block 16 is more than the 9 patches of the map; leave it out"):
+        make(tiled_map(make_map, (3, 3)), block=16)
+
+
+@pytest.mark.parametrize("settings", [{"allocate": True}, {}])
+def test_a_sparsity_out_of_reach_says_what_can_be_reached(make_map: MakeMap, settings: dict[str, Any]) -> None:
+    given = tiled_map(make_map)
+    with pytest.raises(
+        SparsityError, match=r"--sparsity 0\.97 can't be reached with --block 16: .* at most"
+    ) as caught:
+        make(given, block=16, sparsity=0.97, **settings)
+    most = float(str(caught.value).split(" at most")[0].split()[-1])
+    assert most > 0.9
+    reached = make(given, block=16, sparsity=most, **settings)
+    assert sparsity_of(reached.keep) == pytest.approx(most, abs=1e-3)
+
+
+def test_the_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
+    write_attention_map(tmp_path / "map.safetensors", tiled_map(make_map))
+    words = ("gen-mask", "--attn-map", "map.safetensors", "--sparsity", 0.7, "--block", 16)
+    outcome = cli(*words, "--allocate")
+    assert outcome.out == "allocated_block16_0.70.safetensors\n"
+    mask = read_mask(tmp_path / outcome.out.strip())
+    empty = 1 - kept_tiles(mask.keep, token_tiles(257, GRID, 16)).mean()
+    assert f"Whole tiles of 16 queries and keys: {empty:.1%} are empty." in outcome.err
+    figures = json.loads(cli(*words, "--method", "ratio", "--json").out)
+    assert (figures["block"], figures["method"]) == (16, "ratio")
+    assert 0 < figures["empty_tiles"] < 1
+    assert "pruned" in cli("inspect", outcome.out.strip()).out
+    error = cli(*words, "--sparsity", 0.999).error
+    assert "--sparsity 0.999 can't be reached with --block 16" in error
+
+
+def test_a_ratio_of_tiles_is_not_one_of_entries(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
+    write_attention_map(tmp_path / "map.safetensors", tiled_map(make_map))
+    words = ("gen-mask", "--attn-map", "map.safetensors", "--block", 16, "--method", "ratio", "--ratio", 0.7)
+    assert "Not 70.00%: whole tiles are kept. --sparsity 0.7 comes nearest" in cli(*words).err
