@@ -77,6 +77,7 @@ def report(masked: list[float], unmasked: list[float]) -> Report:
     environment = {
         "threads": 2,
         "precision": "float32",
+        "attention": "auto",
         "training_precision": "float32",
         "compile": False,
         "channels_last": False,
