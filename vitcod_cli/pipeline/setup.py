@@ -101,6 +101,7 @@ def prepare(
     *,
     check: Callable[[], None] = lambda: None,
     check_model: Callable[[VisionTransformer], None] = lambda model: None,
+    sparsity: float | None = None,
 ) -> Iterator[Prepared]:
     """Check all that can be checked, take the folder, and leave the dense model in it.
 
@@ -109,6 +110,7 @@ def prepare(
         file: name of the record.
         check: what else is checked before anything is read; all processes call it together.
         check_model: what else is checked of the dense model, before images are looked for.
+        sparsity: that a mask will have in any case, if it is known.
 
     Raises:
         VitcodError: if options, weights, images and folder don't go together.
@@ -127,6 +129,8 @@ def prepare(
         check_model(model)
         images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)
+        if sparsity is not None:
+            check_reachable(attention_shape(model), model.num_prefix_tokens, sparsity)
         with locked_folder(folder, reporter):
             yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)
 
