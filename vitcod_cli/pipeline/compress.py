@@ -14,10 +14,8 @@ from vitcod_cli.artifacts.hub import check_push
 from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import attention_shape
 from vitcod_cli.pipeline.options import CompressOptions
 from vitcod_cli.pipeline.plan import in_words
 from vitcod_cli.pipeline.record import Row
@@ -45,16 +43,14 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         FILE,
         reporter,
         check=lambda: check_push(options.hub),
-        check_model=lambda model: _check_model(model, options),
+        check_model=lambda model: _check_drop(model, options.max_drop),
+        sparsity=options.asked_sparsity if options.max_drop is None else None,
     ) as prepared:
         return _Compression(options, prepared, reporter).run()
 
 
-def _check_model(model: Transformer, options: CompressOptions) -> None:
-    """Raise a VitcodError if there are no points to lose, or no mask of this model is so sparse."""
-    max_drop = options.max_drop
-    if max_drop is None:
-        check_reachable(attention_shape(model), model.num_prefix_tokens, options.asked_sparsity)
+def _check_drop(model: Transformer, max_drop: float | None) -> None:
+    """Raise a VitcodError if there are no points to lose."""
     if max_drop is not None and not model.num_classes:
         raise VitcodError(
             f"--max-drop {max_drop:g} counts points of Acc@1, and the model has no head (--num-classes 0); say "

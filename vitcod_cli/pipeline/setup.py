@@ -100,6 +100,7 @@ def prepare(
     *,
     check: Callable[[], None] = lambda: None,
     check_model: Callable[[Transformer], None] = lambda model: None,
+    sparsity: float | None = None,
 ) -> Iterator[Prepared]:
     """Check all that can be checked, take the folder, and leave the dense model in it.
 
@@ -107,7 +108,8 @@ def prepare(
         command: for the record.
         file: name of the record.
         check: what else is checked before anything is read; all processes call it together.
-        check_model: what else is checked of the dense model, before anything is made.
+        check_model: what else is checked of the dense model, before images are looked for.
+        sparsity: that a mask will have in any case, if it is known.
 
     Raises:
         VitcodError: if options, weights, images and folder don't go together.
@@ -123,9 +125,11 @@ def prepare(
                 f"--init-from {options.init_from} has a mask already; give the model that it was made from."
             )
         check_task(model, options.epochs)
+        check_model(model)
         images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)
-        check_model(model)
+        if sparsity is not None:
+            check_reachable(attention_shape(model), model.num_prefix_tokens, sparsity)
         with locked_folder(folder, reporter):
             yield _set_up(command, options, folder / file, model, images, runtime=runtime, reporter=reporter)
 
