@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitcod_cli
 from vitcod_cli.attention.collect import CollectingKernel
-from vitcod_cli.attention.importance import DamageKernel, fisher_direction
+from vitcod_cli.attention.damage import DamageKernel
+from vitcod_cli.attention.importance import fisher_direction
 from vitcod_cli.calibration.blockwise import apply_block, embed, fitted_parameters
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.token_store import TokenStore
