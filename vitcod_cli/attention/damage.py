@@ -82,8 +82,8 @@ class _DamagedAttention(torch.autograd.Function):
                 by_q[:, rows] = torch.bmm(by_logits, keys)
                 by_k += torch.bmm(by_logits.mT, queries[:, rows])
             by_q *= _scale(q)
-        grads = (by.view(x.shape).to(x.dtype) for by, x in ((by_q, q), (by_k, k), (by_v, v)))
-        return *grads, None
+        of_q, of_k, of_v = (by.view(x.shape).to(x.dtype) for by, x in ((by_q, q), (by_k, k), (by_v, v)))
+        return of_q, of_k, of_v, None
 
 
 def _flat(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,5 +103,5 @@ def _ranges(values: Values, keep: Keep | None) -> list[tuple[np.float32, np.floa
     cuts, counts = np.unique(sample[np.arange(1, number) * len(sample) // max(number, 1)], return_counts=True)
     infinity = np.float32(np.inf)
     frequent = np.nextafter(cuts[counts > 1], infinity)
-    edges = np.unique(np.concatenate([np.float32([0, infinity]), cuts, frequent]))
+    edges = np.unique(np.concatenate([np.array([0, infinity], dtype=np.float32), cuts, frequent]))
     return list(pairwise(edges))

@@ -20,7 +20,7 @@ from vitcod_cli.model.auto_encoder import (
     projections,
 )
 from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask
-from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.kernels.fused import PREPARED, FusedKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
 
 FOLDED_WIDTH = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
@@ -108,7 +108,9 @@ class SparseLowRankAttention(Attention):
         self.fold()
         if self.keep is None:
             return
-        additive, planned = additive_mask(self.keep, dtype)[None], None
+        additive, planned = None, None
+        if self.keep.numel() <= PREPARED:
+            additive = additive_mask(self.keep, dtype)[None]
         if plan and self.foldable and self.qkv.weight.device.type == "cpu" and dtype == torch.float32:
             planned = plan_attention(self.keep, grid)
         kernel = FusedKernel(additive) if planned is None else PlannedKernel(planned, additive)
