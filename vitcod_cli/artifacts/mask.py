@@ -75,6 +75,9 @@ def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
         check_shape(pruned.shape, path, flag, "a mask")
         check_mask_memory(pruned.shape, f"{flag} {path}")
         return Mask(~np.ascontiguousarray(pruned))
+    with open_safetensors(path, flag=flag, verify=False) as (handle, metadata):  # which takes a while, if large
+        checked_kind(metadata, path, kind=MASK, flag=flag)
+        _stored_shape(handle, path, flag)
     with open_safetensors(path, flag=flag) as (handle, metadata):
         info = checked_kind(metadata, path, kind=MASK, flag=flag)
         keep = _read_keep(handle, path, flag)
@@ -82,8 +85,8 @@ def read_mask(path: str | os.PathLike[str], flag: str = "--mask") -> Mask:
     return Mask(keep, checked_info(info, keep.shape[-1], path, flag, "the mask"), order)
 
 
-def _read_keep(handle: Any, path: str | os.PathLike[str], flag: str) -> np.ndarray:
-    """The mask bool [L, H, N, N] of an open file of ours, from bytes or from bits."""
+def _stored_shape(handle: Any, path: str | os.PathLike[str], flag: str) -> tuple[int, ...]:
+    """(L, H, N, N) of the mask in an open file of ours, once memory is known to have room for it."""
     found = {name: handle.get_slice(name) for name in ("keep", _BITS) if name in handle.keys()}  # noqa: SIM118
     name, stored = next(iter(found.items()), ("", None))
     if stored is None or stored.get_dtype() != ("U8" if name == _BITS else "BOOL"):
@@ -93,12 +96,17 @@ def _read_keep(handle: Any, path: str | os.PathLike[str], flag: str) -> np.ndarr
         shape = (*shape[:3], shape[2])
     check_shape(shape, path, flag, "a mask")
     check_mask_memory(shape, f"{flag} {path}")
-    if name == "keep":
-        return np.asarray(handle.get_tensor(name))
-    keep = np.empty(shape, dtype=np.bool_)
+    return shape
+
+
+def _read_keep(handle: Any, path: str | os.PathLike[str], flag: str) -> np.ndarray:
+    """The mask bool [L, H, N, N] of an open file of ours, from bytes or from bits."""
+    shape = _stored_shape(handle, path, flag)
+    if "keep" in handle.keys():  # noqa: SIM118
+        return np.asarray(handle.get_tensor("keep"))
+    stored, keep = handle.get_slice(_BITS), np.empty(shape, dtype=np.bool_)
     for number, block in enumerate(keep):
-        bits = stored[number : number + 1][0]
-        block[...] = np.unpackbits(bits, axis=-1, count=shape[-1]).view(np.bool_)
+        block[...] = np.unpackbits(stored[number], axis=-1, count=shape[-1]).view(np.bool_)
     return keep
 
 
