@@ -13,23 +13,38 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 from mask_memory import HERE, measure
 from rich.console import Console
 from rich.table import Table
 
+ENDINGS = (".jpeg", ".jpg", ".png")
+
+
+def pictures(options: argparse.Namespace, folder: Path) -> Path:
+    """A folder of a few pictures, of which every fifth will be kept to judge by."""
+    folder.mkdir()
+    found = (
+        path for path in sorted(Path(options.data_path).resolve().rglob("*")) if path.suffix.lower() in ENDINGS
+    )
+    for path in islice(found, options.images + options.images // 4 + 1):
+        (folder / path.name).symlink_to(path)
+    return folder
+
 
 def commands(options: argparse.Namespace, size: int, folder: Path) -> dict[str, list[str]]:
     """The words of each command, by what the table calls it; later ones read what earlier ones write."""
-    weights, data = os.path.abspath(options.checkpoint), os.path.abspath(options.data_path)
-    model = ["--model", options.model, "--img-size", str(size), "--data-path", data, "--workers", "0"]
+    weights, data = os.path.abspath(options.checkpoint), str(pictures(options, folder / "pictures"))
+    model = ["--model", options.model, "--img-size", str(size), "--workers", "0"]
+    model += ["--dataset", "images", "--data-path", data]
     images, attention_map, mask = str(options.images), str(folder / "attn"), str(folder / "mask")
     dump = ["dump-attn", "--checkpoint", weights, *model, "--max-images", images, "--output", attention_map]
     gen_mask = ["gen-mask", "--attn-map", attention_map, "--overwrite", "--output", mask, "--sparsity", "0.9"]
     calibration = ["finetune-sparse", "--init-from", weights, *model, "--mask", mask, "--epochs", "0"]
     calibration += ["--calibrate-images", images, "--calibrate-steps", "2", "--calibrate-crops", "1"]
-    calibration += ["--batch-size", "1", "--dataset", "images"]
+    calibration += ["--batch-size", "2"]
     return {
         "dump-attn": [*dump, "--overwrite"],
         "and importance": [*dump, "--overwrite", "--importance-images", images],

@@ -53,7 +53,7 @@ def rank_others(values: Values, keep: Keep | None, ranked: int) -> int:
             continue
         parts = list(found)
         places, numbers = (np.concatenate([part[index] for part in parts]) for index in range(2))
-        ranked = _write(flat, places[numbers.argsort(kind="stable")], ranked)
+        ranked = _write(flat, places[_order(numbers)], ranked)
     return ranked
 
 
@@ -63,6 +63,20 @@ def final_ranks(values: Values) -> Values:
         np.negative(block, out=block)
         block[block == _FIRST] = 0
     return values
+
+
+def _order(numbers: Values) -> NDArray[np.intp]:
+    """``numbers.argsort(kind="stable")`` of numbers from zero on, several times as fast.
+
+    Their bits are ordered as they are. With its place behind its bits each is another integer, which may be sorted
+    in any way.
+    """
+    keys = (numbers + np.float32(0)).view(np.uint32).astype(np.uint64)  # -0 becomes 0
+    keys <<= np.uint64(32)
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    keys &= np.uint64(2**32 - 1)
+    return keys.astype(np.intp)
 
 
 def _write(flat: Values, places: NDArray[np.intp], ranked: int) -> int:
