@@ -16,14 +16,19 @@ from vitcod_cli.masks.ranking import Keep, Part, map_parts
 
 Values = NDArray[np.float32]
 
-SORTED = 2**24
-"""Entries that are sorted at once, about."""
+SORTED = 2**22
+"""Entries that are sorted at once, about, or a thirty-second of all: for each part all are looked at."""
 
 _SAMPLE = 2**20
 """Entries that say where to cut the others into parts of equal size."""
 
 _FIRST = np.finfo(np.float32).tiny
 """Stands for rank 0, which has no sign to tell it by."""
+
+
+def sorted_at_once(size: int) -> int:
+    """How many of ``size`` entries are sorted at once, about."""
+    return min(size, max(SORTED, size // 32))
 
 
 def count_open(values: Values) -> int:
@@ -108,12 +113,12 @@ def _between(
 
 
 def _ranges(values: Values, keep: Keep | None) -> list[tuple[np.float32, np.float32]]:
-    """Ranges of values, ascending, that hold at most about :data:`SORTED` entries each, or a single value."""
+    """Ranges of values, ascending: of about as many entries as are sorted at once, or of a single value."""
     step = values.size // _SAMPLE | 1
     sample = values.reshape(-1)[::step]
     chosen = sample >= 0 if keep is None else (sample >= 0) & ~keep.reshape(-1)[::step]
     sample = np.sort(sample[chosen])
-    number = -(-len(sample) * step // SORTED)
+    number = -(-len(sample) * step // sorted_at_once(values.size))
     cuts, counts = np.unique(sample[np.arange(1, number) * len(sample) // max(number, 1)], return_counts=True)
     infinity = np.float32(np.inf)
     frequent = np.nextafter(cuts[counts > 1], infinity)

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitcod_cli.artifacts.scratch import Scratch
 from vitcod_cli.attention import importance as measured
-from vitcod_cli.attention.ranks import SORTED
+from vitcod_cli.attention.ranks import sorted_at_once
 from vitcod_cli.distributed import gather_objects, least
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.machine import available_gpu_memory, available_memory, free_space, gigabytes, local_processes
@@ -21,8 +21,8 @@ from vitcod_cli.reporting import Reporter
 _SHARE = 0.8
 """Of what memory is left; how much else will be needed is an estimate."""
 
-_ACTIVATIONS = 20
-"""Floats that a backward pass keeps for each channel of a token and block, roughly."""
+_ACTIVATIONS = 10
+"""Floats that a backward pass keeps for each channel of a token and block, roughly: weights need no gradient."""
 
 _SORTING = 32
 """Bytes an entry while it is sorted: its place, its value, and the sort's own."""
@@ -53,7 +53,7 @@ class MapBytes(NamedTuple):
         sums, block = 8 * entries, 8 * entries // shape[0]
         images = min(max(measured.ENTRIES // tokens**2, 1), 32)
         step = 4 * _ACTIVATIONS * images * tokens * int(model.embed_dim) * len(model.blocks)
-        backward = 2 * entries + (_SORTING * min(entries, SORTED) if importance else 0)
+        backward = 2 * entries + (_SORTING * sorted_at_once(entries) if importance else 0)
         ranked = (backward + (0 if on_gpu else step)) if importance else 0
         maps = (8 if importance else 4) * entries
         return cls(
@@ -110,8 +110,9 @@ def scratch_for_maps(
             f"{gigabytes(processes * need.rest)} and {gigabytes(processes * need.scratch)} of the disk of "
             f"{folder} beside what is written; {gigabytes(memory)} and {gigabytes(disk)} are left; {way_on}."
         )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     reporter.info(
         f"{subject} doesn't fit into memory while it is measured: up to {gigabytes(processes * need.scratch)} are "
-        f"in temporary files in {folder}."
+        f"in temporary files in {there}."
     )
-    return Scratch(next(path for path in (folder, *folder.absolute().parents) if path.is_dir()))
+    return Scratch(there)
