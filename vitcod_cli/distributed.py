@@ -278,6 +278,11 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def least(mine: int | None, otherwise: int) -> int:
+    """The smallest amount that is left to any process; ``otherwise`` where no system says."""
+    return min((amount for amount in gather_objects(mine) if amount is not None), default=otherwise)
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     import torch.distributed as dist

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
-from vitcod_cli.artifacts.mask import Mask, published_mask, read_mask, write_mask
+from vitcod_cli.artifacts import mask as mask_file
+from vitcod_cli.artifacts.attention_map import AttentionMap, map_shape, read_attention_map, write_attention_map
+from vitcod_cli.artifacts.describe import CHECKPOINT, MASK
+from vitcod_cli.artifacts.mask import Mask, mask_in_checkpoint, published_mask, read_mask, write_mask
 from vitcod_cli.artifacts.published import write_npy
+from vitcod_cli.artifacts.safetensors_file import open_safetensors, write_safetensors
 from vitcod_cli.errors import VitcodError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +158,70 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
         check=True,
     )
     assert process.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("tokens", [5, 8, 17])
+def test_a_large_mask_is_written_as_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    keep = np.random.default_rng(1).random((2, 3, tokens, tokens)) < 0.3
+    path = tmp_path / "mask.safetensors"
+    monkeypatch.setattr(mask_file, "PACKED", keep.size)
+    write_mask(path, Mask(keep, {"method": "info"}))
+    assert load_file(path).keys() == {"keep"}  # just not large
+    monkeypatch.setattr(mask_file, "PACKED", keep.size - 1)
+    write_mask(path, Mask(keep, {"method": "info"}))
+    stored = load_file(path)
+    assert stored.keys() == {"keep_bits"}
+    np.testing.assert_array_equal(stored["keep_bits"], np.packbits(keep, axis=-1))
+    assert mask_file.mask_bytes(keep.shape) == stored["keep_bits"].nbytes
+    back = read_mask(path)
+    np.testing.assert_array_equal(back.keep, keep)
+    assert (back.keep.dtype, back.info) == (np.bool_, {"method": "info"})
+    with open_safetensors(path, flag="--mask") as file:  # a vitcod that knows no bits says that it is too old
+        assert file.info["version"] == 2
+
+
+def test_bits_of_another_shape_are_no_mask(tmp_path: Path) -> None:
+    bits = np.zeros((2, 3, 17, 2), dtype=np.uint8)
+    write_safetensors(tmp_path / "mask.safetensors", {"keep_bits": bits}, MASK, {})
+    with pytest.raises(VitcodError, match=r"array of shape \[2, 3, 17, 2\]"):
+        read_mask(tmp_path / "mask.safetensors")
+    write_safetensors(tmp_path / "mask.safetensors", {"keep_bits": bits > 0}, MASK, {})
+    with pytest.raises(VitcodError, match="lacks its boolean mask"):
+        read_mask(tmp_path / "mask.safetensors")
+
+
+@pytest.mark.parametrize("form", ["bytes", "bits", "published", "checkpoint"])
+def test_a_mask_that_memory_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """By its header alone: not even its checksum is looked at before."""
+    keep = np.ones((2, 3, 5, 5), dtype=np.bool_)
+    path, read = tmp_path / "mask", read_mask
+    if form == "published":
+        write_npy(path, ~keep)
+    elif form == "checkpoint":
+        tensors = {f"blocks.{index}.attn.keep": block for index, block in enumerate(keep)}
+        write_safetensors(path, tensors, CHECKPOINT, {})
+        read = mask_in_checkpoint  # type: ignore[assignment]
+    else:
+        monkeypatch.setattr(mask_file, "PACKED", 0 if form == "bits" else 2**27)
+        write_mask(path, Mask(keep))
+    monkeypatch.setattr(mask_file, "available_memory", lambda: keep.size)
+    found = read(path, "--mask")
+    assert found is not None
+    np.testing.assert_array_equal(found.keep, keep)
+    monkeypatch.setattr(mask_file, "local_processes", lambda: 2)
+    with pytest.raises(
+        VitcodError, match=r"--mask .*mask of \[2, 3, 5, 5\] takes 0\.0 GB of main memory.*--img-size"
+    ):
+        read(path, "--mask")
+
+
+@pytest.mark.parametrize("npy", [False, True])
+def test_the_shape_of_a_map_is_read_alone(tmp_path: Path, npy: bool) -> None:
+    path = tmp_path / "map"
+    if npy:
+        write_npy(path, random_map())
+    else:
+        write_attention_map(path, AttentionMap(random_map()))
+    assert map_shape(path) == (2, 3, 5, 5)
+    write_npy(path, random_map()[0])
+    assert map_shape(path) == (3, 5, 5)

@@ -297,8 +297,10 @@ def test_compress_says_what_is_amiss_at_once(dense: str, tmp_path: Path) -> None
         vitcod_cli.compress(dense, [[images, torch.zeros(4)]])  # type: ignore[list-item]
     with pytest.raises(VitcodError, match="sparsity"):
         vitcod_cli.compress(dense, iter(()), sparsity=1.5)
+    with pytest.raises(VitcodError, match=r"--sparsity 0.9 can't be reached"):
+        vitcod_cli.compress(dense, [images])
     with pytest.raises(VitcodError, match="not finite"):
-        vitcod_cli.compress(dense, [images * torch.nan])
+        vitcod_cli.compress(dense, [images * torch.nan], sparsity=0.5)
 
 
 def test_compress_leaves_ctrl_c_to_python(dense: str) -> None:
@@ -309,4 +311,4 @@ def test_compress_leaves_ctrl_c_to_python(dense: str) -> None:
             return super().progress(description, total, unit)
 
     with pytest.raises(KeyboardInterrupt):
-        vitcod_cli.compress(dense, [torch.randn(4, 3, 32, 32)], reporter=Impatient())
+        vitcod_cli.compress(dense, [torch.randn(4, 3, 32, 32)], sparsity=0.5, reporter=Impatient())

@@ -14,10 +14,11 @@ from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.method import SparsityError
+from vitcod_cli.masks.random import random_mask_of_sparsity
 from vitcod_cli.masks.ratio import ratio_mask
 from vitcod_cli.masks.report import mask_table
 from vitcod_cli.masks.settings import MaskSettings
-from vitcod_cli.masks.std import std_mask
+from vitcod_cli.masks.std import std_mask, std_mask_of_sparsity
 from vitcod_cli.reporting import SilentReporter
 
 METHODS = ["ratio", "std", "random"]
@@ -213,3 +214,35 @@ def test_the_table_says_what_a_global_token_is(make_map: MakeMap) -> None:
     assert table[0].endswith("global tokens of a head")
     assert table[1].endswith(" 1 to 2")
     assert max(map(len, table)) <= 80
+
+
+def largest_of_all(values: np.ndarray, sparsity: float, prefix: int) -> np.ndarray:
+    """Of the whole array: prefix tokens (or of each row its best), then the largest; the later of ties."""
+    keep = np.zeros(values.shape, dtype=bool)
+    keep[..., :prefix, :] = keep[..., :prefix] = True
+    if not prefix:
+        best = values.shape[-1] - 1 - values[..., ::-1].argmax(axis=-1)
+        np.put_along_axis(keep, best[..., None], True, axis=-1)
+    order = np.where(keep, np.inf, values).argsort(axis=None, kind="stable")
+    keep.reshape(-1)[order[order.size - round((1 - sparsity) * order.size) :]] = True
+    return keep
+
+
+@pytest.mark.parametrize("tokens", [17, 301])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_numbers_drawn_part_by_part_are_those_of_the_whole_draw(tokens: int, prefix: int) -> None:
+    """Odd counts, so that parts begin in the middle of a step of the generator."""
+    shape = (2, 3, tokens, tokens)
+    draw = np.random.default_rng(5).random(shape, dtype=np.float32)
+    found = random_mask_of_sparsity(shape, 0.7, 5, prefix)
+    np.testing.assert_array_equal(found, largest_of_all(draw, 0.7, prefix))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_deviations_made_part_by_part_are_those_of_whole_rows(make_map: MakeMap, prefix: int) -> None:
+    attention = make_map(tokens=301)
+    attention[1, 1, 5] = np.float32(1 / 301)
+    mean, std = attention.mean(axis=-1, keepdims=True), attention.std(axis=-1, keepdims=True)
+    deviations = np.divide(attention - mean, std, out=np.zeros_like(attention), where=std > 0)
+    found, _ = std_mask_of_sparsity(attention, 0.8, prefix)
+    np.testing.assert_array_equal(found, largest_of_all(deviations, 0.8, prefix))

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from command_line import Cli, MakeMap
 
+from vitcod_cli import artifacts
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.files import sha256_of
 from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.masks.info import info_mask
 from vitcod_cli.masks.prefix import keep_prefix
 from vitcod_cli.masks.statistics import block_sparsity, sparsity_of
+from vitcod_cli.steps import mask as step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,3 +153,20 @@ def test_neither_torch_nor_matplotlib_is_loaded(npy: Path) -> None:
     )
     assert result.stderr.splitlines()[-1] == "[]", result.stderr
     assert (npy.parent / "mask").is_file()
+
+
+@pytest.mark.parametrize("scarce", ["memory", "disk"])
+def test_a_mask_without_room_is_told_before_the_map_is_read(
+    cli: Cli, npy: Path, monkeypatch: pytest.MonkeyPatch, scarce: str
+) -> None:
+    size = 3 * 2 * 50 * 50
+    monkeypatch.setattr(artifacts.mask, "available_memory", lambda: size - (scarce == "memory"))
+    monkeypatch.setattr(artifacts.files, "free_space", lambda folder: size - (scarce == "disk"))
+    monkeypatch.setattr(step, "read_attention_map", lambda path: pytest.fail("the map is read"))
+    outcome = cli("gen-mask", "--attn-map", npy, "--output", "new/mask.safetensors")
+    if scarce == "memory":
+        assert "--attn-map" in outcome.error
+        assert "a mask of [3, 2, 50, 50] takes 0.0 GB of main memory" in outcome.error
+    else:
+        assert "--output: the disk of new has 0.0 GB free, and a mask of [3, 2, 50, 50] takes" in outcome.error
+    assert not (npy.parent / "new").exists()

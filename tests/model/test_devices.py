@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitcod_cli
 from vitcod_cli.attention.collect import CollectingKernel
-from vitcod_cli.attention.importance import DamageKernel, fisher_direction
+from vitcod_cli.attention.damage import DamageKernel
+from vitcod_cli.attention.importance import fisher_direction
 from vitcod_cli.calibration.blockwise import apply_block, embed, fitted_parameters
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.token_store import TokenStore
@@ -260,7 +261,8 @@ FACTORIES = {
 
 ON_THE_CPU = {
     "artifacts/safetensors_file.py": "what is written comes from the CPU",
-    "attention/importance.py": "masks, which set_keep_mask moves; signs drawn on the CPU, moved at once",
+    "attention/collect.py": "sums in main memory, of a model on the CPU",
+    "attention/importance.py": "ranks, moved at once; masks, which set_keep moves; signs drawn on the CPU",
     "attention/measure.py": "labels that nobody reads",
     "attention/sensitivity.py": "a mask, which set_keep moves",
     "calibration/block_fit.py": "a generator of the CPU, so that the images of a step are the same everywhere",

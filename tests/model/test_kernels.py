@@ -11,7 +11,7 @@ from small_models import config_of, random_keep, random_model
 from torch import Tensor
 
 from vitcod_cli.attention.collect import CollectingKernel
-from vitcod_cli.attention.importance import DamageKernel
+from vitcod_cli.attention.damage import DamageKernel
 from vitcod_cli.lowrank.moments import MomentKernel
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.kernels.base import Heads, Kernel, additive_mask

@@ -61,6 +61,19 @@ def read_attention_map(path: str | os.PathLike[str], flag: str = "--attn-map") -
     return replace(attention_map, attention=np.ascontiguousarray(attention_map.attention, dtype=np.float32))
 
 
+def map_shape(path: str | os.PathLike[str], flag: str = "--attn-map") -> tuple[int, ...]:
+    """What the file of a map says of its shape, before any of its numbers is read; () where it says none.
+
+    Raises:
+        VitcodError: if the file is none that a map may be in.
+    """
+    if is_npy(path, flag):
+        return read_npy(path, flag).shape
+    with open_safetensors(path, flag=flag, verify=False) as (handle, _):
+        names = handle.keys()
+        return tuple(handle.get_slice("attention").get_shape()) if "attention" in names else ()
+
+
 def _read_own(path: str | os.PathLike[str], flag: str) -> AttentionMap:
     with open_safetensors(path, flag=flag) as (handle, metadata):
         info = checked_kind(metadata, path, kind=ATTENTION_MAP, flag=flag)

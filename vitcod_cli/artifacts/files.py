@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from vitcod_cli.artifacts.temporary import SUFFIX, is_abandoned, prefix_for
 from vitcod_cli.errors import DamagedFileError, VitcodError
+from vitcod_cli.machine import free_space, gigabytes
 
 PICTURES = (".png", ".pdf", ".svg")
 ROWS = (".csv", ".json")
@@ -88,6 +89,21 @@ def free_path(
     except OSError as error:
         raise VitcodError(_cannot_write(path, error, flag)) from error
     return Path(path)
+
+
+def check_space(folder: str | os.PathLike[str], size: int, flag: str, noun: str) -> None:
+    """Raise a VitcodError if the disk of ``folder``, which need not be there yet, has no room for ``size`` bytes.
+
+    Args:
+        flag: the option that names the folder, or a file in it.
+        noun: what takes them, as ``a mask``.
+    """
+    free = free_space(Path(folder))
+    if free is not None and size > free:
+        raise VitcodError(
+            f"{flag}: the disk of {folder} has {gigabytes(free)} free, and {noun} takes {gigabytes(size)}; free "
+            "some space, or choose another folder."
+        )
 
 
 def check_suffix(flag: str, path: str, known: tuple[str, ...]) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-VERSION = 1
+VERSION = 2
+"""The newest that is read. What needs nothing newer is written as 1, so that an older vitcod reads it, too."""
 
 
 def write_safetensors(
@@ -32,15 +33,18 @@ def write_safetensors(
     kind: str,
     info: Mapping[str, Any],
     before_replace: Callable[[], None] | None = None,
+    *,
+    version: int = 1,
 ) -> None:
     """Write ``tensors`` (numpy arrays, torch tensors or both) atomically, with ``info`` as metadata.
 
     Torch tensors may be on any device, shared or not contiguous. ``before_replace``: see :func:`atomic_path`.
+    ``version``: the first one whose readers know what is in the file.
 
     Raises:
         VitcodError: if the file can't be written; what was there is untouched.
     """
-    ours = {"format": kind, "version": VERSION, KEY: PLACEHOLDER}
+    ours = {"format": kind, "version": version, KEY: PLACEHOLDER}
     metadata = {METADATA_KEY: json.dumps({**ours, **{key: info[key] for key in info if key not in ours}})}
     with atomic_path(path, before_replace) as temporary:
         try:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcod_cli import distributed
+from vitcod_cli.artifacts.scratch import Scratch
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.auto_encoder import accurate_dtype
 from vitcod_cli.model.families import Transformer
@@ -42,7 +43,6 @@ class CollectingKernel(Kernel):
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
         q, k, v = heads.q, heads.k, heads.v
-        additive = added_to_logits(keep, heads.bias, q.dtype)
         # In the layout that merge() wants, so that it copies nothing.
         attended = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         for few in slices(len(q), self.images):
@@ -52,8 +52,10 @@ class CollectingKernel(Kernel):
             row = q_.dtype.itemsize * q_.shape[0] * q_.shape[1] * q_.shape[2]
             for part in slices(q_.shape[2], max(COLLECTED_BYTES // row, 1)):
                 logits = (q_[:, :, part] * q.shape[-1] ** -0.5) @ k_
-                if additive is not None:
-                    logits += additive[:, part]
+                mask, bias = (x if x is None else x[:, part] for x in (keep, heads.bias))
+                added = added_to_logits(mask, bias, q.dtype)
+                if added is not None:
+                    logits += added
                 probabilities = logits.to(accurate_dtype(logits)).softmax(dim=-1)
                 self.total[:, part] += probabilities.detach().sum(dim=0)
                 attended[few, :, part] = probabilities.to(v.dtype) @ v_
@@ -67,6 +69,8 @@ def collect_attention(
     runtime: Runtime,
     reporter: Reporter,
     max_images: int | None = None,
+    *,
+    scratch: Scratch | None = None,
 ) -> tuple[NDArray[np.float32], int]:
     """softmax(q k^T / sqrt(d)) of every block and head, averaged over the images of all processes.
 
@@ -76,6 +80,7 @@ def collect_attention(
     Args:
         loader: (images [B, C, H, W] normalised, targets) of this process.
         max_images: stop after this many images, over all processes.
+        scratch: where the map, and on a CPU its sums, are kept; None: in memory, 8 bytes an entry.
 
     Returns:
         The map, float32 [L, H, N, N], its rows summing to 1, and the number of images.
@@ -86,7 +91,8 @@ def collect_attention(
     mine = None if max_images is None else len(range(distributed.rank(), max_images, distributed.world_size()))
     training = model.training
     model.eval()
-    sums = torch.zeros(attention_shape(model), dtype=torch.float64, device=runtime.device)
+    shape, scratch = attention_shape(model), scratch or Scratch()
+    sums = [_zeros(shape[1:], runtime.device, scratch) for _ in range(shape[0])]
     try:
         with using(model, lambda index: CollectingKernel(sums[index])):
             images_seen = _show(model, loader, runtime, reporter, mine)
@@ -96,12 +102,19 @@ def collect_attention(
     num_images = int(distributed.all_reduce_sum(count))
     if num_images == 0:
         raise VitcodError("There is no image to average attention over; check --data-path and the split.")
-    distributed.all_reduce_sum(sums)
-    mean = np.empty(sums.shape, dtype=np.float32)
-    for block, total in zip(mean, sums, strict=True):  # one by one, as all of them may take a gigabyte
-        block[...] = (total / num_images).float().cpu().numpy()
+    mean = scratch.zeros(shape, np.float32)
+    for block in mean:
+        total = sums.pop(0)  # which gives its memory back: never are all sums there beside the whole map
+        block[...] = distributed.all_reduce_sum(total).div_(num_images).float().cpu().numpy()
     _check_finite(mean)
     return mean, num_images
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, scratch: Scratch) -> Tensor:
+    """The sums of a block, float64 [H, N, N]; a GPU has its own memory."""
+    if device.type == "cpu":
+        return torch.from_numpy(scratch.zeros(shape, np.float64))
+    return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def _show(
@@ -139,8 +152,8 @@ def images_at_once(num_tokens: int) -> int:
 
 
 def _check_finite(attention: NDArray[np.float32]) -> None:
-    finite = np.isfinite(attention).all(axis=(1, 2, 3))
-    if not finite.all():
+    finite = [bool(np.isfinite(block).all()) for block in attention]
+    if not all(finite):
         raise VitcodError(
             f"The attention of block {int(np.argmin(finite))} is not finite, so the weights or the images are "
             "broken, or --precision float16 overflows; try --precision float32, else another checkpoint."

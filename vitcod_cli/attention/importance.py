@@ -15,29 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from vitcod_cli import distributed
+from vitcod_cli.artifacts.scratch import Scratch
+from vitcod_cli.attention.damage import DamageKernel
+from vitcod_cli.attention.ranks import Values, count_open, final_ranks, rank_others
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.allocate import allocated_mask
-from vitcod_cli.masks.budget import necessary_entries
+from vitcod_cli.masks.budget import budget, largest_entries, necessary_entries
+from vitcod_cli.masks.ranking import Keep
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.kernels.base import Heads, Kernel, masked_logits, merge
-from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask, using
+from vitcod_cli.model.layers import attention_shape, attentions, using
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime, free_memory
-
-MIN_LEFT = 0.01
-"""Least probability that other keys are taken to have: where a query sees one key alone, what it would
-get without it is rounding."""
-
 
 ROUNDS = 5
 """The first sees all entries, the last a sixteenth of them."""
@@ -45,21 +40,23 @@ ROUNDS = 5
 ENTRIES = 2**21
 """Attention entries of a head over the images of a batch, at most (or those of one image)."""
 
-RANKED = 2**20
-"""Entries whose ranks are written at once."""
-
 
 def collect_importance(
     model: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
     reporter: Reporter,
+    *,
     rounds: int = ROUNDS,
+    scratch: Scratch | None = None,
 ) -> NDArray[np.float32]:
     """The order in which entries are worth keeping, over all blocks and heads together.
 
     Weights, mask and mode of the model stay as they are. Another number of processes draws other
     directions (:func:`fisher_direction`), so its order is a little different.
+
+    Args:
+        scratch: where the result is made; None: in memory. Masks take two bytes an entry of memory beside it.
 
     Returns:
         float32 [L, H, N, N]: the share of all entries that are worth less than this one, 0 to 1.
@@ -67,37 +64,43 @@ def collect_importance(
     Raises:
         VitcodError: if the model yields values that are not finite.
     """
-    mask, prefix = keep_mask(model), model.num_prefix_tokens
-    keep = torch.ones(attention_shape(model), dtype=torch.bool) if mask is None else mask
-    worth = torch.zeros(keep.shape, dtype=torch.float64, device=runtime.device)
-    worth.masked_fill_(~keep.to(worth.device), -1)
+    before = [layer.keep for layer in attentions(model)]
+    free_memory()  # of whatever came before: what follows takes pieces of other sizes
+    values: Values = (scratch or Scratch()).zeros(attention_shape(model), np.float32)
+    ranked = _rank_pruned(values, before)
     try:
         with reporter.progress("importance", rounds * len(images)) as progress:
             for number in range(rounds):
-                sparsity = 1 - 0.5 ** (number + 1)
-                if number + 1 < rounds and not _has_more(keep, sparsity):
+                sparsity, last = 1 - 0.5 ** (number + 1), number + 1 == rounds
+                if not last and not _has_more(values, sparsity):
                     progress.advance(len(images))  # the next round sees the same entries, and its figures count
                     continue
-                free_memory()  # of whatever came before: what follows takes pieces of other sizes
-                _measure_again(worth, keep, model, images, runtime, progress=progress, seed=number)
-                ours = worth.cpu().numpy()
-                if np.count_nonzero(necessary_entries(ours, prefix)) > (1 - sparsity) * ours.size:
+                _measure_again(values, model, images, runtime, progress=progress, seed=number)
+                keep = None if last else _most_important(values, sparsity, model.num_prefix_tokens)
+                if keep is None:
                     break
-                keep = keep & torch.from_numpy(allocated_mask(ours, sparsity, prefix))
-                set_keep_mask(model, keep)
+                ranked = rank_others(values, keep, ranked)
+                for layer, kept in zip(attentions(model), keep, strict=True):
+                    layer.set_keep(torch.from_numpy(kept))
+                del keep  # the layers have it
     finally:
-        clear_keep_mask(model)
-        if mask is not None:
-            set_keep_mask(model, mask)
+        for layer, mask in zip(attentions(model), before, strict=True):
+            layer.set_keep(mask)
     free_memory()
-    ascending = ours.argsort(axis=None, kind="stable")
-    del ours, worth
-    return _ranks(ascending).reshape(keep.shape)
+    rank_others(values, None, ranked)
+    return final_ranks(values)
+
+
+def _rank_pruned(values: Values, masks: list[Tensor | None]) -> int:
+    """Rank what a mask of the model prunes already below all else; returns how many entries that are."""
+    pruned = [mask for mask in masks if mask is not None]
+    if not pruned:
+        return 0
+    return rank_others(values, np.stack([mask.cpu().numpy() for mask in pruned]), 0)
 
 
 def _measure_again(
-    worth: Tensor,
-    keep: Tensor,
+    values: Values,
     model: Transformer,
     images: CalibrationImages,
     runtime: Runtime,
@@ -105,88 +108,41 @@ def _measure_again(
     progress: Progress,
     seed: int,
 ) -> None:
-    """Give the entries of ``worth`` that the model still keeps the mean damage of pruning them, and more.
+    """Give the open entries of ``values``, which the model still keeps, the damage of pruning them; in place.
 
-    In place, for ``worth`` may take gigabytes. Whatever is left now is worth more than what went before.
+    Those with a rank are negative, and stay: no damage is added to what a mask prunes.
     """
-    most = float(worth.max())
     if distributed.is_main():
-        worth.masked_fill_(keep.to(worth.device), 0)  # no damage is added to the others
+        for block in values:
+            np.minimum(block, 0, out=block)
     else:
-        worth.zero_()
-    add_damage(model, images, runtime, worth, progress, seed=seed)
-    distributed.all_reduce_sum(worth)
-    count = distributed.all_reduce_sum(torch.tensor(len(images), dtype=torch.int64, device=runtime.device))
-    for block, kept in zip(worth, keep, strict=True):
+        values.fill(0)
+    total = torch.from_numpy(values).to(runtime.device)  # the same memory on a CPU
+    add_damage(model, images, runtime, total, progress, seed=seed)
+    for mine, block in zip(values, total, strict=True):
+        distributed.all_reduce_sum(block)
         if not block.isfinite().all():
             raise VitcodError(
                 "The importance of attention entries is not finite, so the weights or the images are broken, or "
                 "--precision float16 overflows; try --precision float32, else another checkpoint."
             )
-        block.copy_(torch.where(kept.to(block.device), block / int(count) + most, block))
+        mine[...] = block.cpu().numpy()
 
 
-def _has_more(keep: Tensor, sparsity: float) -> bool:
-    """Whether a mask of ``sparsity`` would prune entries that ``keep`` leaves."""
-    return int(keep.count_nonzero()) > round((1 - sparsity) * keep.numel())
+def _has_more(values: Values, sparsity: float) -> bool:
+    """Whether a mask of ``sparsity`` would prune entries that have no rank yet."""
+    return count_open(values) > budget(values.size, sparsity)
 
 
-def _ranks(ascending: NDArray[np.intp]) -> NDArray[np.float32]:
-    """The share of all entries that come before each, where these are the indices of all in their order."""
-    ranks = np.empty(ascending.size, dtype=np.float32)
-    for start in range(0, ascending.size, RANKED):
-        few = ascending[start : start + RANKED]
-        ranks[few] = np.arange(start, start + len(few)) / ascending.size
-    return ranks
-
-
-class DamageKernel(Kernel):
-    """Explicit attention whose backward pass adds up the damage that pruning each entry does.
-
-    Args:
-        total: float64 [H, N, N]; squared derivatives by the logits over (1 - p)^2, summed over the images of
-            each batch, are added to it.
-    """
-
-    def __init__(self, total: Tensor) -> None:
-        super().__init__()
-        self.total = total
-
-    def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
-        """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            logits = masked_logits(q, k, None, heads.bias)
-            if keep is not None:
-                logits.masked_fill_(~keep, -torch.inf)
-            logits = _Watched.apply(logits, self.total)
-            probabilities = logits.softmax(dim=-1)
-            return merge(probabilities.to(v.dtype) @ v)
-
-        # Logits and probabilities are computed again in the backward pass, so that only one layer's are there.
-        attended: Tensor = checkpoint(
-            attend, heads.q, heads.k, heads.v, use_reentrant=False, preserve_rng_state=False
-        )
-        return attended
-
-
-class _Watched(torch.autograd.Function):
-    """The logits as they are; the backward pass adds the damage to ``total``."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, total: Tensor) -> Tensor:
-        """Of logits [B, H, N, N] and total float64 [H, N, N]."""
-        ctx.save_for_backward(logits)
-        ctx.total = total
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient as it is."""
-        (logits,) = ctx.saved_tensors
-        left = torch.softmax(logits, dim=-1, dtype=torch.float32).neg_().add_(1).clamp_(min=MIN_LEFT)
-        ctx.total.add_(torch.div(gradient, left, out=left).square_().sum(dim=0))
-        return gradient, None
+def _most_important(values: Values, sparsity: float, num_prefix_tokens: int) -> Keep | None:
+    """An allocated mask of the open entries; None where a mask must keep more than ``sparsity`` leaves."""
+    keep = necessary_entries(values, num_prefix_tokens)
+    if np.count_nonzero(keep) > (1 - sparsity) * keep.size:
+        return None
+    keep, _ = largest_entries(values, sparsity, keep)
+    for block, numbers in zip(keep, values, strict=True):
+        np.logical_and(block, numbers >= 0, out=block)
+    return keep
 
 
 def add_damage(
@@ -206,7 +162,7 @@ def add_damage(
 
     Args:
         images: this process's share of them.
-        total: float64 [L, H, N, N].
+        total: floats [L, H, N, N].
         batch_size: images in a batch, on which the result depends in float32's last bits only; None: up to 32,
             and fewer where an image has many tokens.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
+from vitcod_cli.artifacts.scratch import Scratch
 from vitcod_cli.attention.collect import IMAGES, collect_attention
 from vitcod_cli.attention.importance import collect_importance
 from vitcod_cli.data.calibration import CalibrationImages
@@ -14,17 +15,24 @@ from vitcod_cli.runtime import Runtime
 
 
 def measure_map(
-    model: Transformer, images: CalibrationImages, runtime: Runtime, reporter: Reporter, *, importance: bool
+    model: Transformer,
+    images: CalibrationImages,
+    runtime: Runtime,
+    reporter: Reporter,
+    *,
+    importance: bool,
+    scratch: Scratch | None = None,
 ) -> AttentionMap:
     """Attention and, where it is asked for, importance, both of the same images.
 
     Args:
         model: on the runtime's device; faster with folded auto-encoders.
+        scratch: where both are made; None: in memory.
 
     Raises:
         VitcodError: if there is no image, or the model yields values that are not finite.
     """
     batches = [(batch, torch.zeros(len(batch))) for batch in images.batches(IMAGES)]
-    attention, count = collect_attention(model, batches, runtime, reporter)
-    worth = collect_importance(model, images, runtime, reporter) if importance else None
+    attention, count = collect_attention(model, batches, runtime, reporter, scratch=scratch)
+    worth = collect_importance(model, images, runtime, reporter, scratch=scratch) if importance else None
     return AttentionMap(attention, count, {"num_prefix_tokens": model.num_prefix_tokens}, worth)

@@ -14,7 +14,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.programs import Program, is_program, load_program
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer, num_tokens
-from vitcod_cli.model.layers import check_masked, keep_mask
+from vitcod_cli.model.layers import check_masked, has_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.reporting import Reporter
@@ -50,7 +50,7 @@ def _models(options: BenchOptions, runtime: Runtime, reporter: Reporter) -> dict
     first = _first(options, runtime, reporter)
     models = {FIRST: first}
     network = first if isinstance(first, Transformer) else None
-    if network is not None and keep_mask(network) is not None:
+    if network is not None and has_mask(network):
         models[UNMASKED] = without_mask(network)
     if options.against == TIMM:
         if network is None:
@@ -140,4 +140,4 @@ def _of_program(program: Program) -> dict[str, Any]:
 
 
 def _mask_source(model: Transformer, file: str | None) -> str | None:
-    return (file or "of the checkpoint") if keep_mask(model) is not None else None
+    return (file or "of the checkpoint") if has_mask(model) else None

@@ -11,9 +11,9 @@ from torch import nn
 
 from vitcod_cli import distributed
 from vitcod_cli.calibration.settings import CalibrationSettings
-from vitcod_cli.calibration.token_store import least
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
+from vitcod_cli.distributed import least
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.machine import available_gpu_memory, available_memory, free_space, gigabytes, local_processes
 from vitcod_cli.model.build import model_config

@@ -6,10 +6,7 @@ adds would be rounded to a share of a channel's mean. So results don't depend on
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcod_cli.distributed import gather_objects
+from vitcod_cli.artifacts.scratch import mapped_file
+from vitcod_cli.distributed import gather_objects, least
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.machine import available_gpu_memory, available_memory, gigabytes, local_processes
 
@@ -64,29 +62,10 @@ class TokenStore:
             return torch.empty(tuple(shape), device=self.device)
         size = 4 * math.prod(shape)
         try:
-            # It has no name: when the tensor goes, or the process is killed, it is gone.
-            with tempfile.TemporaryFile(dir=self.folder) as file:
-                _reserve(file.fileno(), size)
-                return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=tuple(shape)))
+            return torch.from_numpy(mapped_file(self.folder, shape, np.float32))
         except OSError as error:
             raise VitcodError(
                 f"The tokens of the calibration images need a temporary file of {gigabytes(size)} in "
                 f"{self.folder}, which can't be made ({error.strerror}); free some space, or lower "
                 "--calibrate-images or --calibrate-crops."
             ) from error
-
-
-def least(mine: int | None, otherwise: int) -> int:
-    """The smallest amount that is left to any process; ``otherwise`` where no system says."""
-    return min((amount for amount in gather_objects(mine) if amount is not None), default=otherwise)
-
-
-def _reserve(file: int, size: int) -> None:
-    """Have the disk keep ``size`` bytes: writing to a mapped file of a full disk would kill the process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise

@@ -14,7 +14,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.statistics import mask_arrays
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import attentions, fold_auto_encoders, keep_mask
+from vitcod_cli.model.layers import attentions, fold_auto_encoders, has_mask
 
 _NUMPYS = (torch.float16, torch.float32, torch.float64)
 """Floating-point numbers that numpy has, too."""
@@ -51,7 +51,7 @@ def fold_for_timm(model: Transformer) -> ModelConfig:
         VitcodError: if it has a mask, or auto-encoders behind a norm on Q and K: timm has no place for them.
     """
     programs = "export to .pt2 or .onnx, which hold all of it"
-    if keep_mask(model) is not None:
+    if has_mask(model):
         raise VitcodError(f"--output to .safetensors: plain timm has no place for the mask; {programs}.")
     if not all(layer.folds_as_timm_has_it for layer in attentions(model)):
         raise VitcodError(

@@ -22,10 +22,9 @@ from vitcod_cli.export.program import (
 )
 from vitcod_cli.export.settings import ExportOptions
 from vitcod_cli.export.weights import fold_for_timm, named_arrays
-from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import keep_mask
+from vitcod_cli.model.layers import has_mask, keep_mask, mask_sparsity
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import Reporter
@@ -74,10 +73,10 @@ def _write_arrays(path: Path, model: Transformer, origin: dict[str, Any]) -> dic
 def _write_program(
     path: Path, model: Transformer, options: ExportOptions, origin: dict[str, Any], reporter: Reporter
 ) -> dict[str, Any]:
-    keep, preprocess = keep_mask(model), preprocess_of(model)
+    preprocess = preprocess_of(model)
     info: dict[str, Any] = {
         "model_config": model_config(model).to_dict(),
-        "sparsity": None if keep is None else sparsity_of(keep.numpy()),
+        "sparsity": mask_sparsity(model) if has_mask(model) else None,
         "input": {"dtype": options.input, "batch_size": options.batch_size, **vars(preprocess)},
         **origin,
     }

@@ -12,7 +12,7 @@ from vitcod_cli.artifacts.arrays import release_pages
 from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.masks.prefix import keep_prefix
-from vitcod_cli.masks.ranking import Keep, Part, for_each_part, map_parts, nth_largest, parts
+from vitcod_cli.masks.ranking import Computed, Keep, Part, for_each_part, map_parts, nth_largest, parts
 
 Importance = NDArray[np.floating[Any]]
 
@@ -73,7 +73,7 @@ def fewest_entries(shape: tuple[int, ...], num_prefix_tokens: int) -> int:
     return math.prod(shape[:-2]) * per_head
 
 
-def necessary_entries(importance: Importance, num_prefix_tokens: int) -> Keep:
+def necessary_entries(importance: Importance | Computed, num_prefix_tokens: int) -> Keep:
     """What an allocated mask keeps: rows and columns of prefix tokens, and the best entry of each row."""
     keep = np.zeros(importance.shape, dtype=np.bool_)
     last = importance.shape[-1] - 1
@@ -118,14 +118,14 @@ def necessary_with_floor(
     return keep
 
 
-def fewest_needed(values: Importance, num_prefix_tokens: int) -> Keep:
+def fewest_needed(values: Importance | Computed, num_prefix_tokens: int) -> Keep:
     """Rows and columns of prefix tokens; without any, the best entry of each row, which would be empty else."""
     if not num_prefix_tokens:
         return necessary_entries(values, 0)
     return keep_prefix(np.zeros(values.shape, dtype=np.bool_), num_prefix_tokens)
 
 
-def largest_entries(values: Importance, sparsity: float, necessary: Keep) -> tuple[Keep, float | None]:
+def largest_entries(values: Importance | Computed, sparsity: float, necessary: Keep) -> tuple[Keep, float | None]:
     """Keep the largest of all ``values`` [L, H, N, N], beside the ``necessary`` ones; of equal ones the later.
 
     Args:
@@ -147,7 +147,7 @@ def budget(size: int, sparsity: float) -> int:
     return round((1 - sparsity) * size)
 
 
-def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> float:
+def _keep_largest_of_all(keep: Keep, importance: Importance | Computed, count: int) -> float:
     """Set ``keep`` at the ``count`` largest of the entries that it leaves out, the later ones where they tie.
 
     Returns the smallest of them.
@@ -167,5 +167,6 @@ def _keep_largest_of_all(keep: Keep, importance: Importance, count: int) -> floa
         count -= len(ties)
         if not count:
             break
-    release_pages(importance)
+    if not isinstance(importance, Computed):
+        release_pages(importance)
     return float(str(smallest))  # the shortest decimal that is this number in its own precision

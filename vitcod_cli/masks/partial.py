@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
@@ -29,21 +30,29 @@ class PartialMask:
         head: None where all heads of the block are pruned.
         target: share of the entries that was to be pruned.
         sparsity: share that is; an info cut comes as near as it can.
-        part_keep: bool [H, N, N], or [1, N, N] of one head; True = kept.
+        num_tokens: N.
+        bits: uint8 [H, N, ceil(N / 8)], ``part_keep`` packed, as there are many of them at once.
     """
 
     block: int
     head: int | None
     target: float
     sparsity: float
-    part_keep: Keep
+    num_tokens: int
+    bits: NDArray[np.uint8]
+
+    @property
+    def part_keep(self) -> Keep:
+        """bool [H, N, N], or [1, N, N] of one head; True = kept."""
+        return np.unpackbits(self.bits, axis=-1, count=self.num_tokens).view(np.bool_)
 
     def keep(self, num_heads: int) -> Keep:
         """The mask of the block, bool [H, N, N]."""
+        part = self.part_keep
         if self.head is None:
-            return self.part_keep
-        keep = np.ones((num_heads, *self.part_keep.shape[1:]), dtype=np.bool_)
-        keep[self.head] = self.part_keep[0]
+            return part
+        keep = np.ones((num_heads, *part.shape[1:]), dtype=np.bool_)
+        keep[self.head] = part[0]
         return keep
 
 
@@ -77,7 +86,8 @@ def partial_masks(
             except SparsityError as error:
                 missing.append(f"{_name(block, head)}: {error}")
             else:
-                masks.append(PartialMask(block, head, sparsity, sparsity_of(keep), keep))
+                bits = np.packbits(keep, axis=-1)
+                masks.append(PartialMask(block, head, sparsity, sparsity_of(keep), keep.shape[-1], bits))
     if not masks:
         raise VitcodError(f"No part of the model can be pruned like that. {missing[0]}")
     if missing:

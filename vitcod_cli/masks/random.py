@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.masks.budget import fewest_needed, largest_entries
-from vitcod_cli.masks.ranking import Keep, parts
+from vitcod_cli.masks.ranking import Computed, Keep, Part, parts
 from vitcod_cli.masks.ratio import Ratio
 from vitcod_cli.settings import setting
 
@@ -49,6 +50,19 @@ def random_mask_of_sparsity(shape: tuple[int, ...], sparsity: float, seed: int, 
     Raises:
         SparsityError: if a key of every row and the prefix tokens are more than it leaves.
     """
-    draw = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    num_keys = shape[-1]
+
+    def numbers(part: Part) -> NDArray[np.float32]:
+        """Of the whole draw, ``default_rng(seed).random(shape, dtype=np.float32)``, the rows of ``part``."""
+        head, rows = tuple(index for index in part[:-1] if isinstance(index, int)), part[-1]
+        first, end, _ = rows.indices(num_keys) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        start = (int(np.ravel_multi_index(head, shape[:-2])) * num_keys + first) * num_keys
+        source = np.random.PCG64(seed)
+        source.advance(start // 2)  # a step makes two of them
+        generator = np.random.Generator(source)
+        generator.random(start % 2, dtype=np.float32)
+        return generator.random((end - first, num_keys), dtype=np.float32)
+
+    draw = Computed(shape, np.dtype(np.float32), numbers)
     keep, _ = largest_entries(draw, sparsity, fewest_needed(draw, num_prefix_tokens))
     return keep

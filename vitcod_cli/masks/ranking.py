@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,25 @@ Keep = NDArray[np.bool_]
 Attention = NDArray[np.floating[Any]]
 Part = tuple[int | slice, ...]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Values that are computed whenever a part of them is looked at, and never all there.
+
+    Attributes:
+        shape: (..., N, N).
+        dtype: of floats.
+        compute: gives the values [n, N] of a part.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    compute: Callable[[Part], NDArray[np.floating[Any]]]
+
+    def __getitem__(self, part: Part) -> NDArray[np.floating[Any]]:
+        return self.compute(part)
+
 
 PART = 2**16
 """Most entries of a part: what is computed of it stays in the cache, and in memory that malloc has at hand."""
@@ -32,17 +52,18 @@ def parts(shape: tuple[int, ...]) -> list[Part]:
     return [(*head, slice(row, row + size)) for head in np.ndindex(shape[:-2]) for row in range(0, rows, size)]
 
 
-def map_parts(function: Callable[[Part], T], array: NDArray[Any]) -> Iterator[T]:
+def map_parts(function: Callable[[Part], T], array: NDArray[Any] | Computed) -> Iterator[T]:
     """What ``function`` makes of the index of each part of ``array``, in order; in threads.
 
     numpy's loops let go of the lock. The pages of a memory-mapped ``array`` are released at the end.
     """
     with ThreadPoolExecutor(min(usable_cores(), 8)) as pool:
         yield from pool.map(function, parts(array.shape))
-    release_pages(array)
+    if not isinstance(array, Computed):
+        release_pages(array)
 
 
-def for_each_part(function: Callable[[Part], object], array: NDArray[Any]) -> None:
+def for_each_part(function: Callable[[Part], object], array: NDArray[Any] | Computed) -> None:
     """Call ``function`` with the index of each part of ``array``, as :func:`map_parts` does."""
     deque(map_parts(function, array), maxlen=0)
 
@@ -62,7 +83,7 @@ def keep_largest(attention: Attention, ascending: Attention, counts: NDArray[np.
     return keep
 
 
-def nth_largest(array: Attention, left_out: Keep, count: int) -> np.floating[Any]:
+def nth_largest(array: Attention | Computed, left_out: Keep, count: int) -> np.floating[Any]:
     """The ``count``-th largest of the entries of ``array`` [..., N, N] that are not ``left_out``.
 
     Exact: each pass counts, and learns 16 more bits of it, so that nothing is copied.

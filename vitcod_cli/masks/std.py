@@ -10,7 +10,7 @@ import numpy as np
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.masks.budget import fewest_needed, largest_entries
 from vitcod_cli.masks.method import Exact
-from vitcod_cli.masks.ranking import Attention, Keep, Part, for_each_part
+from vitcod_cli.masks.ranking import Attention, Computed, Keep, Part, for_each_part
 from vitcod_cli.settings import setting
 
 DEFAULT_COEF = 0.9
@@ -75,13 +75,18 @@ def std_mask_of_sparsity(
     Raises:
         SparsityError: if a key of every row and the prefix tokens are more than it leaves.
     """
-    deviations = np.empty(attention.shape, dtype=attention.dtype)
+    means, stds = (np.empty((*attention.shape[:-1], 1), dtype=attention.dtype) for _ in range(2))
 
-    def fill(part: Part) -> None:
+    def measure(part: Part) -> None:
         rows = attention[part]
-        mean, std = rows.mean(axis=-1, keepdims=True), rows.std(axis=-1, keepdims=True)
-        np.divide(rows - mean, std, out=deviations[part], where=std > 0)
-        deviations[part][(std == 0)[:, 0]] = 0  # all the same: none is above the mean
+        rows.mean(axis=-1, keepdims=True, out=means[part])
+        rows.std(axis=-1, keepdims=True, out=stds[part])
 
-    for_each_part(fill, attention)
+    def deviate(part: Part) -> Attention:
+        rows = attention[part]
+        above = np.zeros_like(rows)  # all the same: none is above the mean
+        return np.divide(rows - means[part], stds[part], out=above, where=stds[part] > 0)
+
+    for_each_part(measure, attention)
+    deviations = Computed(attention.shape, attention.dtype, deviate)
     return largest_entries(deviations, sparsity, fewest_needed(deviations, num_prefix_tokens))

@@ -30,22 +30,23 @@ def attention_shape(model: Transformer) -> tuple[int, int, int, int]:
     return len(layers), layers[0].num_heads, tokens, tokens
 
 
-def set_keep_mask(model: Transformer, keep: Tensor) -> None:
-    """Fix the attention pattern of every layer.
+def set_keep_mask(model: Transformer, keep: Tensor | Sequence[Tensor]) -> None:
+    """Fix the attention pattern of every layer; on the model's device, they hold ``keep`` itself.
 
     Args:
-        keep: bool [L, H, N, N]; True = this query may look at this key.
+        keep: bool [L, H, N, N], or [H, N, N] for each layer; True = this query may look at this key.
 
     Raises:
         VitcodError: if the shape is another model's, or a query may look at no key at all.
     """
     expected = attention_shape(model)
-    if tuple(keep.shape) != expected:
+    found = (len(keep), *(keep[0].shape if len(keep) else ()))
+    if found != expected:
         raise VitcodError(
-            f"--mask has the shape {_layers(tuple(keep.shape))} but {model_config(model).model} needs "
+            f"--mask has the shape {_layers(found)} but {model_config(model).model} needs "
             f"{_layers(expected)}; make the mask from an attention map of this model (vitcod dump-attn)."
         )
-    empty = (~keep.any(dim=-1)).nonzero()
+    empty = torch.stack([~layer_keep.any(dim=-1) for layer_keep in keep]).nonzero()
     if len(empty):
         layer, head, row = empty[0].tolist()
         raise VitcodError(
@@ -63,6 +64,18 @@ def clear_keep_mask(model: nn.Module) -> None:
         attention.set_keep(None)
 
 
+def has_mask(model: nn.Module) -> bool:
+    """Whether the attention pattern of any layer is fixed."""
+    return any(attention.keep is not None for attention in attentions(model))
+
+
+def mask_sparsity(model: nn.Module) -> float:
+    """Share of the entries that the masks of ``model`` prune; 0 for a dense model."""
+    masks = [attention.keep for attention in attentions(model) if attention.keep is not None]
+    kept = sum(int(mask.count_nonzero()) for mask in masks)
+    return 1 - kept / sum(mask.numel() for mask in masks) if masks else 0.0
+
+
 def keep_mask(model: nn.Module) -> Tensor | None:
     """The mask of the whole model, bool [L, H, N, N] on the CPU, or None for a dense model."""
     masks = [attention.keep.cpu() for attention in attentions(model) if attention.keep is not None]
@@ -71,7 +84,7 @@ def keep_mask(model: nn.Module) -> Tensor | None:
 
 def check_masked(attention: AttentionKernel, models: Sequence[nn.Module]) -> None:
     """Raise a VitcodError where ``--attention`` asks for what masks make possible, and no model has one."""
-    if attention in ("flex", "measured") and all(keep_mask(model) is None for model in models):
+    if attention in ("flex", "measured") and not any(map(has_mask, models)):
         raise VitcodError(
             f"--attention {attention} leaves out what a mask prunes, and there is no mask; name one (--mask), or "
             "a checkpoint that holds its own."

@@ -19,7 +19,7 @@ from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.build import build_model, check_architecture, default_img_size, model_config
 from vitcod_cli.model.families import Transformer, filter_checkpoint
 from vitcod_cli.model.hub import pretrained_model
-from vitcod_cli.model.layers import attention_shape, clear_keep_mask, keep_mask, set_keep_mask
+from vitcod_cli.model.layers import attention_shape, clear_keep_mask, has_mask, set_keep_mask
 from vitcod_cli.model.mask_origin import check_origin
 from vitcod_cli.model.resolve import resolve_config
 from vitcod_cli.model.settings import ModelSettings
@@ -66,7 +66,7 @@ def load_model(
     if checkpoint is not None:
         load_weights(model, checkpoint, flag=flag, reporter=reporter)
         hint = checkpoint.info.get("args", {}).get("mask_path")
-        if isinstance(hint, str) and hint and mask is None and keep_mask(model) is None:
+        if isinstance(hint, str) and hint and mask is None and not has_mask(model):
             reporter.info(f"{checkpoint.source} was trained under the mask {hint[:300]}; give it with --mask.")
     if mask is not None:
         apply_mask(model, mask, "--mask", reporter)
@@ -192,8 +192,8 @@ def _check_dtypes(model: Transformer, state_dict: Mapping[str, Tensor], where: s
         )
 
 
-def _pop_keep(model: Transformer, state_dict: dict[str, Tensor], where: str) -> Tensor | None:
-    """Take the masks out of ``state_dict``: bool [L, H, N, N], or None for a dense checkpoint."""
+def _pop_keep(model: Transformer, state_dict: dict[str, Tensor], where: str) -> list[Tensor] | None:
+    """Take the masks out of ``state_dict``: bool [H, N, N] of each layer, or None for a dense checkpoint."""
     layers = [name for name, module in model.named_modules() if isinstance(module, SparseLowRankAttention)]
     keys = [f"{name}.keep" for name in layers if f"{name}.keep" in state_dict]
     if not keys:
@@ -213,7 +213,7 @@ def _pop_keep(model: Transformer, state_dict: dict[str, Tensor], where: str) -> 
             f"{list(masks[0].shape)}, but the model has {len(layers)} blocks and needs bool {list(expected)}; "
             "make the checkpoint again."
         )
-    return torch.stack(masks)
+    return masks
 
 
 def _renew_heads(model: Transformer, state_dict: dict[str, Tensor], where: str, reporter: Reporter) -> None:

@@ -42,6 +42,7 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         options,
         FILE,
         reporter,
+        importance=options.method == "allocated",
         check=lambda: check_push(options.hub),
         check_model=lambda model: _check_drop(model, options.max_drop),
         sparsity=options.asked_sparsity if options.max_drop is None else None,

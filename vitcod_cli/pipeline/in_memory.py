@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import SvdType
 from vitcod_cli.attention.measure import measure_map
+from vitcod_cli.attention.room import scratch_for_maps
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import check_memory, check_shares
 from vitcod_cli.calibration.settings import CalibrationSettings, LowRankCalibrationSettings
@@ -33,7 +34,7 @@ from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.model.adopt import adopt
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, keep_mask, set_keep_mask
+from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, has_mask, set_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -168,7 +169,7 @@ def _sample(
 
 def _check_untreated(model: Transformer, svd_type: SvdType) -> None:
     """Refuse a model that would be treated twice, and teach itself what it has lost."""
-    if keep_mask(model) is not None:
+    if has_mask(model):
         raise VitcodError("The model has a mask already; give compress the model that it was made from.")
     if svd_type != "none" and model_config(model).svd_type != "none":
         raise VitcodError(
@@ -209,6 +210,8 @@ def _mask(
     folded = copy.deepcopy(model)
     fold_auto_encoders(folded)
     few = images.first(IMPORTANCE_IMAGES) if settings.allocated.allocate else images.first(MAP_IMAGES)
-    attention_map = measure_map(folded, few, runtime, reporter, importance=settings.allocated.allocate)
+    importance, folder = settings.allocated.allocate, Path(tempfile.gettempdir())
+    scratch = scratch_for_maps(folded, runtime.device, folder, reporter, importance=importance, writes=False)
+    attention_map = measure_map(folded, few, runtime, reporter, importance=importance, scratch=scratch)
     mask = generate_mask(attention_map, settings, reporter)
     return torch.from_numpy(mask.keep)

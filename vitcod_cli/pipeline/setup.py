@@ -12,6 +12,7 @@ from pathlib import Path
 from vitcod_cli.artifacts.files import free_folder
 from vitcod_cli.artifacts.output_folder import check_output, locked_folder
 from vitcod_cli.artifacts.provenance import provenance
+from vitcod_cli.attention.room import scratch_for_maps
 from vitcod_cli.bench.environment import environment
 from vitcod_cli.data.folder import find_split
 from vitcod_cli.data.settings import DataSettings
@@ -21,14 +22,14 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import attention_shape, keep_mask
+from vitcod_cli.model.layers import attention_shape, has_mask
 from vitcod_cli.model.load import load_model, save_model
 from vitcod_cli.pipeline.options import Method, PipelineOptions
 from vitcod_cli.pipeline.plan import Costs, Plan, measure_costs
 from vitcod_cli.pipeline.record import Record, Row, Stage, identity_of
 from vitcod_cli.pipeline.scores import Scores
 from vitcod_cli.pipeline.stages import DENSE_FILE, Stages, point_name
-from vitcod_cli.reporting import Reporter, without_secrets
+from vitcod_cli.reporting import QUIET, Reporter, without_secrets
 from vitcod_cli.runtime import Runtime, start
 from vitcod_cli.steps.setup import check_calibration, check_task, open_images
 
@@ -98,6 +99,7 @@ def prepare(
     file: str,
     reporter: Reporter,
     *,
+    importance: bool = True,
     check: Callable[[], None] = lambda: None,
     check_model: Callable[[Transformer], None] = lambda model: None,
     sparsity: float | None = None,
@@ -107,6 +109,7 @@ def prepare(
     Args:
         command: for the record.
         file: name of the record.
+        importance: whether a map will be measured with the importance of its entries.
         check: what else is checked before anything is read; all processes call it together.
         check_model: what else is checked of the dense model, before images are looked for.
         sparsity: that a mask will have in any case, if it is known.
@@ -120,12 +123,13 @@ def prepare(
         folder = on_main(lambda: free_folder(options.output.output_dir))
         options = options.changed(data=_with_or_without_labels(options.data, reporter))
         model = load_model(options.model, options.init_from, flag="--init-from", reporter=reporter)
-        if keep_mask(model) is not None:
+        if has_mask(model):
             raise VitcodError(
                 f"--init-from {options.init_from} has a mask already; give the model that it was made from."
             )
         check_task(model, options.epochs)
         check_model(model)
+        scratch_for_maps(model, runtime.device, folder, QUIET, importance=importance)
         images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)
         if sparsity is not None:

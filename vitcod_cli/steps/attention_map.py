@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
@@ -9,13 +10,14 @@ from vitcod_cli.artifacts.files import free_path
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.attention.collect import collect_attention
 from vitcod_cli.attention.importance import collect_importance
+from vitcod_cli.attention.room import scratch_for_maps
 from vitcod_cli.data.calibration import calibration_images
 from vitcod_cli.data.datasets import open_dataset
 from vitcod_cli.data.loaders import eval_loader
 from vitcod_cli.distributed import is_main, on_main
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import fold_auto_encoders, keep_mask
+from vitcod_cli.model.layers import fold_auto_encoders, has_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.reporting import QUIET, Reporter
@@ -45,6 +47,13 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
             options.model, options.checkpoint, flag="--checkpoint", reporter=reporter, mask=options.mask
         )
         fold_auto_encoders(model)
+        scratch = scratch_for_maps(
+            model,
+            runtime.device,
+            Path(options.output).parent,
+            reporter,
+            importance=options.importance_images > 0,
+        )
         images = open_dataset(options.data, options.split, num_classes=model.num_classes, reporter=reporter)
         preprocess = preprocess_of(model, options.data)
         sample = calibration_images(
@@ -70,8 +79,12 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
             reporter=reporter,
         )
         runtime.compiled(runtime.prepare(model))
-        attention, num_images = collect_attention(model, loader, runtime, reporter, options.max_images)
-        importance = collect_importance(model, sample, runtime, reporter) if options.importance_images else None
+        attention, num_images = collect_attention(
+            model, loader, runtime, reporter, options.max_images, scratch=scratch
+        )
+        importance = None
+        if options.importance_images:
+            importance = collect_importance(model, sample, runtime, reporter, scratch=scratch)
         if is_main():
             info = {**_info(model, options), "importance_images": sample.num_images}
             write_attention_map(options.output, AttentionMap(attention, num_images, info, importance))
@@ -85,7 +98,7 @@ def _info(model: Transformer, options: AttentionMapOptions) -> dict[str, Any]:
         **provenance("vitcod dump-attn", options.checkpoint),
         "model_config": model_config(model).to_dict(),
         "num_prefix_tokens": model.num_prefix_tokens,
-        "sparse": keep_mask(model) is not None,
+        "sparse": has_mask(model),
         "split": options.split,
         "transform": options.transform,
     }

@@ -34,10 +34,9 @@ from vitcod_cli.evaluation.paired import paired_difference
 from vitcod_cli.evaluation.programs import Program, is_program, load_program
 from vitcod_cli.evaluation.report import EvaluationReport, ModelReport
 from vitcod_cli.evaluation.results_file import COLUMNS, FEATURE_COLUMNS, add_results, check_results_file
-from vitcod_cli.masks.statistics import sparsity_of
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import check_masked, keep_mask, prepare_inference
+from vitcod_cli.model.layers import check_masked, mask_sparsity, prepare_inference
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -187,10 +186,10 @@ def _model(
     features = like is not None and not like.num_classes  # then so does the reference, whatever its file has
     settings = options.model if flag == "--checkpoint" else ModelSettings(num_classes=0 if features else None)
     model = load_model(settings, checkpoint, flag=flag, reporter=reporter, mask=mask, like=like)
-    keep, config = keep_mask(model), model_config(model)
+    config = model_config(model)
     about = {
         **_files(checkpoint, mask),
-        "sparsity": 0.0 if keep is None else sparsity_of(keep.numpy()),
+        "sparsity": mask_sparsity(model),
         "svd_type": config.svd_type,
         "model_config": config.to_dict(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

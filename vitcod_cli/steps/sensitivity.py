@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from vitcod_cli.artifacts.files import PICTURES, ROWS, check_suffix, free_path
 from vitcod_cli.artifacts.provenance import provenance, versions
 from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.attention.measure import measure_map
+from vitcod_cli.attention.room import scratch_for_maps
 from vitcod_cli.attention.sensitivity import measure_sensitivity
 from vitcod_cli.attention.sensitivity_report import SensitivityReport
 from vitcod_cli.data.calibration import CalibrationImages, calibration_images
@@ -22,7 +24,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.partial import partial_masks
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, keep_mask
+from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, has_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.plots.sensitivity import save_sensitivity
@@ -43,12 +45,19 @@ def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> Sens
     with start(options.runtime) as runtime:
         on_main(lambda: _check_outputs(options))
         model = load_model(options.model, options.checkpoint, flag="--checkpoint", reporter=reporter)
-        if keep_mask(model) is not None:
+        if has_mask(model):
             raise VitcodError(
                 f"--checkpoint {options.checkpoint} has a mask already, and is no dense model to compare with; "
                 "give the model that it was made from."
             )
         fold_auto_encoders(model)
+        importance = options.method == "allocated"
+        scratch = None
+        if options.attn_map is None:
+            folder = Path(tempfile.gettempdir())
+            scratch = scratch_for_maps(
+                model, runtime.device, folder, reporter, importance=importance, writes=False
+            )
         given = None if options.attn_map is None else _read_map(options.attn_map, options, model)
         # Nobody looks at labels, whatever head the model has: images in any folders will do.
         train = None if given else open_dataset(options.data, "train", num_classes=0, reporter=reporter)
@@ -59,7 +68,7 @@ def sensitivity(options: SensitivityOptions, reporter: Reporter = QUIET) -> Sens
         attention_map = given
         if train is not None:
             sample = read(train, options.map_images or SENSITIVITY_MAP_IMAGES, "--map-images")
-            attention_map = measure_map(model, sample, runtime, reporter, importance=options.method == "allocated")
+            attention_map = measure_map(model, sample, runtime, reporter, importance=importance, scratch=scratch)
         assert attention_map is not None
         masks = partial_masks(
             attention_map, sorted(options.sparsities), method=options.method, per=options.per, reporter=reporter

@@ -30,7 +30,7 @@ from vitcod_cli.errors import Interrupted, VitcodError
 from vitcod_cli.model.build import is_known_model, model_config
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.hub import pretrained_model
-from vitcod_cli.model.layers import clear_keep_mask
+from vitcod_cli.model.layers import attentions, clear_keep_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
@@ -152,7 +152,8 @@ def read_calibration_images(
 
 def dense_copy(model: Transformer) -> Transformer:
     """``model`` as it is now, without its mask: the teacher of a calibration."""
-    teacher = copy.deepcopy(model)
+    masks: dict[int, Any] = {id(layer.keep): None for layer in attentions(model) if layer.keep is not None}
+    teacher = copy.deepcopy(model, masks)  # which are not copied first, large as they may be
     clear_keep_mask(teacher)
     return teacher
 

@@ -9,7 +9,7 @@ from vitcod_cli.calibration.saved import SavedCalibration, fingerprint, forget_c
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.layers import keep_mask
+from vitcod_cli.model.layers import has_mask
 from vitcod_cli.model.load import load_model
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, start
@@ -81,7 +81,7 @@ def finetune_sparse(options: SparseOptions, reporter: Reporter = QUIET) -> FitRe
 
 
 def _require_mask(model: Transformer, source: str) -> None:
-    if keep_mask(model) is None:
+    if not has_mask(model):
         raise VitcodError(f"--mask is needed: --init-from {source} holds no mask; make one with vitcod gen-mask.")
 
 

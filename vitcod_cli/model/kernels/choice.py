@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitcod_cli.model.kernels.base import Kernel, added_to_logits
 from vitcod_cli.model.kernels.flex import FlexKernel
-from vitcod_cli.model.kernels.fused import FusedKernel
+from vitcod_cli.model.kernels.fused import PREPARED, FusedKernel
 from vitcod_cli.model.kernels.measured import MeasuredKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
 from vitcod_cli.model.settings import AttentionKernel
@@ -37,9 +37,10 @@ def inference_kernel(
     on_cpu = keep.device.type == "cpu"
     if asked == "flex" and all_rows:
         return FlexKernel(keep, grid, bias=bias)
-    added, plan = added_to_logits(keep, bias, dtype), None
-    assert added is not None  # there is a mask
-    additive = added[None]
+    additive, plan = None, None
+    if keep.numel() <= PREPARED:
+        added = added_to_logits(keep, bias, dtype)
+        additive = None if added is None else added[None]
     if asked != "fused" and all_rows and on_cpu and dtype == torch.float32:
         plan = plan_attention(keep, grid, bias)
     usual = FusedKernel(additive) if plan is None else PlannedKernel(plan, additive)

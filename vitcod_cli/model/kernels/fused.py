@@ -9,6 +9,10 @@ from torch import Tensor
 from vitcod_cli.model.kernels.base import Heads, Kernel, added_to_logits, merge
 from vitcod_cli.model.kernels.explicit import ExplicitAttention
 
+PREPARED = 2**25
+"""Entries of a layer's mask up to which what is added to logits is made once: for a larger one the floats of all
+layers would take gigabytes, and making those of one layer is a small part of its attention."""
+
 
 class FusedKernel(Kernel):
     """``scaled_dot_product_attention``; explicit products where those are faster, in half precision on a CPU.
