@@ -108,8 +108,8 @@ def check_auto_encoder(model: Transformer, config: ModelConfig) -> None:
     reason = auto_encoder_refusal(model)
     if reason is not None:
         raise VitcodError(
-            f"--model {config.model} can have no head auto-encoder: {reason}. Masks it can have: go on with "
-            "dump-attn, gen-mask and finetune-sparse from the dense model."
+            f"--model {config.model} can have no head auto-encoder: {reason}. Masks it can have: compress it with "
+            "--svd-type none, or go on with dump-attn, gen-mask and finetune-sparse from the dense model."
         )
 
 

@@ -131,6 +131,7 @@ class _BiasesApart(SparseLowRankAttention):
 class _ThreeProjections(SparseLowRankAttention):
     """Linear layers ``q_proj``, ``k_proj`` and ``v_proj``."""
 
+    timm_biases_keys = True
     q_proj: Any  # linear layers
     k_proj: Any
     v_proj: Any
@@ -149,7 +150,9 @@ class _ThreeProjections(SparseLowRankAttention):
         for letter, (weight, bias) in projections.items():
             linear: nn.Linear = getattr(self, f"{letter}_proj")
             linear.weight = nn.Parameter(weight.clone())
-            linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone()))
+            value = weight.new_zeros(len(weight)) if bias is None else bias.clone()
+            left_out = letter == "k" and not self.timm_biases_keys and not value.any()
+            linear.register_parameter("bias", None if left_out else nn.Parameter(value))
 
 
 def _has_no_bias(projection: Projection) -> bool:
@@ -209,6 +212,8 @@ class EvaFusedAttention(_Rotary, _BiasesApart, EvaAttention):
 
 class EvaSplitAttention(_Rotary, _ThreeProjections, EvaAttention):
     """timm's ``EvaAttention`` with three projections: EVA-02 of base and large size."""
+
+    timm_biases_keys = False
 
     @property
     def folds_as_timm_has_it(self) -> bool:

@@ -15,6 +15,7 @@ from vitcod_cli.artifacts.publish import publish
 from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.method import SparsityError
+from vitcod_cli.model.build import check_auto_encoder, model_config
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.pipeline.options import CompressOptions
 from vitcod_cli.pipeline.plan import in_words
@@ -44,14 +45,17 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         reporter,
         importance=options.method == "allocated",
         check=lambda: check_push(options.hub),
-        check_model=lambda model: _check_drop(model, options.max_drop),
+        check_model=lambda model: _check_model(model, options),
         sparsity=options.asked_sparsity if options.max_drop is None else None,
     ) as prepared:
         return _Compression(options, prepared, reporter).run()
 
 
-def _check_drop(model: Transformer, max_drop: float | None) -> None:
-    """Raise a VitcodError if there are no points to lose."""
+def _check_model(model: Transformer, options: CompressOptions) -> None:
+    """Raise a VitcodError if there are no points to lose, or the model can have no auto-encoder."""
+    max_drop = options.max_drop
+    if options.lowrank.svd_type != "none":
+        check_auto_encoder(model, model_config(model))
     if max_drop is not None and not model.num_classes:
         raise VitcodError(
             f"--max-drop {max_drop:g} counts points of Acc@1, and the model has no head (--num-classes 0); say "

@@ -32,7 +32,7 @@ from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.settings import MaskSettings
 from vitcod_cli.model.adopt import adopt
-from vitcod_cli.model.build import model_config
+from vitcod_cli.model.build import check_auto_encoder, model_config
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, has_mask, set_keep_mask
 from vitcod_cli.model.load import load_model
@@ -103,6 +103,8 @@ def compress(
         running.announce_precision(reporter)
         dense = _dense(model, model_kwargs, reporter)
         _check_untreated(dense, svd_type)
+        if heads is not None:
+            check_auto_encoder(dense, model_config(dense))
         dense = running.prepare(dense).eval().requires_grad_()
         asked = calibration.changed(calibrate_images=num_images)
         if mask is None:
