@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from vitcod_cli.artifacts.describe import CHECKPOINT, MASK
 from vitcod_cli.artifacts.files import atomic_path, remove_leftovers, sha256_of
 from vitcod_cli.artifacts.pickled import write_pickled
-from vitcod_cli.artifacts.safetensors_file import read_safetensors_info, write_safetensors
+from vitcod_cli.artifacts.safetensors_file import VERSION, read_safetensors_info, write_safetensors
 from vitcod_cli.errors import VitcodError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,7 +194,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "a plain checkpoint" in message()
     save_file({"x": np.ones(3)}, path)
     assert "not vitcod's" in message()
-    save_file({"x": np.ones(3)}, path, {"vitcod": json.dumps({"format": CHECKPOINT, "version": 2})})
+    save_file({"x": np.ones(3)}, path, {"vitcod": json.dumps({"format": CHECKPOINT, "version": VERSION + 1})})
     assert "newer vitcod" in message()
     assert "pip install --upgrade vitcod" in message()
     for broken in ("{", "[]", json.dumps({"format": CHECKPOINT}), json.dumps({"version": "x"})):

@@ -195,7 +195,8 @@ def test_the_choice_of_a_kernel() -> None:
     keep = of_whole_tiles(2, (24, 24), 1, 64)
     grid, single = (24, 24), torch.float32
     assert type(inference_kernel(keep, grid, single)) is PlannedKernel
-    assert type(inference_kernel(keep, grid, torch.bfloat16)) is FusedKernel
+    assert type(inference_kernel(keep, grid, torch.bfloat16)) is PlannedKernel
+    assert type(inference_kernel(keep, grid, torch.float16)) is FusedKernel
     assert type(inference_kernel(keep, grid, single, asked="fused")) is FusedKernel
     assert type(inference_kernel(keep, grid, single, asked="flex")) is FlexKernel
     assert type(inference_kernel(keep, grid, single, asked="flex", all_rows=False)) is FusedKernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -228,3 +229,19 @@ def test_preparing_for_autocast_rounds_what_autocast_would(kind: str, svd_type: 
     assert ready.blocks is not model.blocks
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.bfloat16 in {parameter.dtype for parameter in ready.parameters()}
+
+
+@torch.no_grad()
+def test_in_bfloat16_there_is_a_plan_too(large: VisionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to float32 as fused attention is in bfloat16; float32 doesn't follow it."""
+    images = torch.randn(9, 3, 192, 192, generator=torch.Generator().manual_seed(1))
+    expected = large(images)
+    fused, ready = copy.deepcopy(large), copy.deepcopy(large)
+    prepare_inference(fused, torch.bfloat16, "fused")
+    prepare_inference(ready, torch.bfloat16)
+    seen = plans_followed(ready, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [float((model(images).float() - expected).norm()) for model in (fused, ready)]
+    assert seen == [9, 9]
+    assert errors[1] < 1.5 * errors[0]
+    assert ready.blocks[0].attn.kernel.plan.dtype == torch.bfloat16

@@ -12,6 +12,9 @@ from vitcod_cli.model.kernels.measured import MeasuredKernel
 from vitcod_cli.model.kernels.planned import PlannedKernel, plan_attention
 from vitcod_cli.model.settings import AttentionKernel
 
+PLANNED = (torch.float32, torch.bfloat16)
+"""What plans are known to pay in: in float16 a CPU computes nothing fast."""
+
 
 def inference_kernel(
     keep: Tensor | None,
@@ -41,8 +44,8 @@ def inference_kernel(
     if keep.numel() <= PREPARED:
         added = added_to_logits(keep, bias, dtype)
         additive = None if added is None else added[None]
-    if asked != "fused" and all_rows and on_cpu and dtype == torch.float32:
-        plan = plan_attention(keep, grid, bias)
+    if asked != "fused" and all_rows and on_cpu and dtype in PLANNED:
+        plan = plan_attention(keep, grid, bias, dtype)
     usual = FusedKernel(additive) if plan is None else PlannedKernel(plan, additive)
     if asked != "measured" or not all_rows or on_cpu:  # FlexAttention on a CPU is for tests
         return usual

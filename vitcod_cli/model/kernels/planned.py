@@ -25,7 +25,7 @@ from vitcod_cli.model.kernels.fused import FusedKernel
 LOGIT, ROW, CALL = 1.5, 15.0, 40_000.0
 """What a cluster costs, in logits of fused attention over all keys: each of its logits, each row of Q, K and V
 that is gathered or put back, and the call, whose price the images of a batch share. Measured on a CPU with
-AVX-512 in float32 (benchmarks/sparse_attention.py)."""
+AVX-512 in float32 (benchmarks/sparse_attention.py); in bfloat16 a plan saves more than they say."""
 
 MASKED = 1.1
 """What a logit of fused attention over all keys costs under a mask, in the same unit."""
@@ -64,16 +64,23 @@ class AttentionPlan:
         keep: bool [H, N, N], on the CPU. Every row keeps a key.
         clusters: for each head, clusters that have every query once.
         bias: what is added to the logits beside the mask, [H, N, N], or None.
+        dtype: of Q, K and V.
 
     Attributes:
-        keep, clusters, bias: as given.
+        keep, clusters, bias, dtype: as given.
         position: int64 [N*H], where in the clusters' rows, one after the other, each token's heads are.
         least_batch: images in a batch from which on it is expected to beat fused attention over all keys;
             may be infinite. By the numbers, not measured, so that two runs compute the same.
     """
 
-    def __init__(self, keep: Tensor, clusters: list[list[Cluster]], bias: Tensor | None = None) -> None:
-        self.keep, self.clusters, self.bias = keep, clusters, bias
+    def __init__(
+        self,
+        keep: Tensor,
+        clusters: list[list[Cluster]],
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.keep, self.clusters, self.bias, self.dtype = keep, clusters, bias, dtype
         self.num_heads, self.num_tokens = keep.shape[:2]
         rows: list[NDArray[np.int64]] = []
         self._sizes: list[tuple[int, int]] = []
@@ -94,12 +101,12 @@ class AttentionPlan:
         self.position = torch.from_numpy(position.ravel())
 
     def _added(self, head: int, cluster: Cluster) -> Tensor | None:
-        """What is added to the logits of a cluster, float32 [q, k]; None: nothing."""
+        """What is added to the logits of a cluster, [q, k]; None: nothing."""
         queries, keys = torch.from_numpy(cluster.queries), torch.from_numpy(cluster.keys)
         kept = self.keep[head, queries][:, keys]
         if self.bias is None:
-            return None if bool(kept.all()) else additive_mask(kept, torch.float32)
-        return additive_mask(kept, torch.float32).add_(self.bias[head, queries][:, keys])
+            return None if bool(kept.all()) else additive_mask(kept, self.dtype)
+        return additive_mask(kept, self.dtype).add_(self.bias[head, queries][:, keys])
 
     @property
     def products(self) -> float:
@@ -112,8 +119,8 @@ class AttentionPlan:
         return math.ceil(CALL * len(self._sizes) / spare) if spare > 0 else math.inf
 
     def __call__(self, qkv: Tensor) -> Tensor:
-        """Attention of the projected tokens ``qkv`` [B, N, 3*H*d], float32; returns [B, N, H*d]."""
-        image_bytes = 4 * len(self._rows) * qkv.shape[-1] // (3 * self.num_heads)
+        """Attention of the projected tokens ``qkv`` [B, N, 3*H*d]; returns [B, N, H*d]."""
+        image_bytes = qkv.itemsize * len(self._rows) * qkv.shape[-1] // (3 * self.num_heads)
         images = max(SLICE_BYTES // image_bytes, BATCH)
         parts = [self._attend(part) for part in qkv.tensor_split(math.ceil(len(qkv) / images))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -138,7 +145,7 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class PlannedKernel(FusedKernel):
-    """Follows a plan where it is expected to pay, for inference in float32 on a CPU; else fused attention."""
+    """Follows a plan where it is expected to pay, for inference on a CPU; else fused attention."""
 
     def __init__(self, plan: AttentionPlan, additive: Tensor | None = None) -> None:
         super().__init__(additive)
@@ -147,25 +154,29 @@ class PlannedKernel(FusedKernel):
     def forward(self, heads: Heads, keep: Tensor | None, dropout: float = 0.0) -> Tensor:
         """See :class:`~vitcod_cli.model.kernels.base.Kernel`."""
         if not self.training and self._suits(heads.q):
-            return self.plan(heads.packed_rows())
+            return self.plan(heads.packed_rows().to(self.plan.dtype))
         return super().forward(heads, keep, dropout)
 
     def _suits(self, q: Tensor) -> bool:
-        plain = q.device.type == "cpu" and q.dtype == torch.float32
-        return plain and len(q) >= self.plan.least_batch and not torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+        plain = q.device.type == "cpu" and self.plan.dtype == dtype
+        return plain and len(q) >= self.plan.least_batch
 
 
-def plan_attention(keep: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> AttentionPlan | None:
+def plan_attention(
+    keep: Tensor, grid: tuple[int, int], bias: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> AttentionPlan | None:
     """The plan for a layer's mask, or None where it is not expected to pay at any batch size.
 
     Args:
         keep: bool [H, N, N], on the CPU; True = this query may look at this key.
         grid: patches along height and width; tokens before the patches are class and register tokens.
         bias: what is added to the logits beside the mask, [H, N, N], or None.
+        dtype: of Q, K and V.
     """
     if keep.shape[-1] < MIN_TOKENS:
         return None
-    plan = AttentionPlan(keep, [find_clusters(head, grid) for head in keep.numpy()], bias)
+    plan = AttentionPlan(keep, [find_clusters(head, grid) for head in keep.numpy()], bias, dtype)
     return plan if plan.least_batch < math.inf else None
 
 
