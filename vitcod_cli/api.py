@@ -46,7 +46,7 @@ def load(
 ) -> Transformer:
     """A model ready to run: weights loaded, mask applied, in eval mode on ``device``.
 
-    It is a timm ``VisionTransformer``: images [B, C, H, W] give logits [B, num_classes]. Its ``transform``
+    It is a Vision Transformer of timm: images [B, C, H, W] give logits [B, num_classes]. Its ``transform``
     takes a PIL image to the float32 [C, H, W] that it expects; timm's own way,
     ``timm.data.resolve_model_data_config(model)``, says the same.
 
