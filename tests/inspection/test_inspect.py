@@ -126,8 +126,9 @@ def test_energy_that_an_auto_encoder_keeps() -> None:
     equal, different = torch.randn(4, 12), torch.eye(12)
     for q, expected in ((torch.cat([equal] * 3), 1.0), (different, 1 / 3)):
         weights = {f"blocks.0.attn.{name}": tensor for name, tensor in names.items()}
-        weights["blocks.0.attn.qkv.weight"] = torch.cat([q, torch.zeros(24, 12)])
-        assert kept_energy(weights) == {"q": [pytest.approx(expected, abs=1e-6)]}
+        for projection in ({"qkv": torch.cat([q, torch.zeros(24, 12)])}, {"q_proj": q}):
+            own = {f"blocks.0.attn.{name}.weight": tensor for name, tensor in projection.items()}
+            assert kept_energy({**weights, **own}) == {"q": [pytest.approx(expected, abs=1e-6)]}
 
 
 def test_what_inspect_refuses(cli: Cli, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 def kept_energy(weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """What the auto-encoders leave of the projections of Q and K, block by block: 1 - |W - D E W|^2 / |W|^2.
 
-    W [heads, head_dim * width] are a projection's rows in ``qkv``, head by head; biases don't count.
+    W [heads, head_dim * width] are a projection's rows, in ``qkv`` or by themselves, head by head; biases don't
+    count.
     """
     found: dict[str, list[float]] = {}
     for letter, place in (("q", 0), ("k", 1)):
@@ -44,17 +45,19 @@ def kept_energy(weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
             prefix = f"blocks.{block}.attn"
             encoder = weights.get(f"{prefix}.encoder_{letter}.weight")
             decoder = weights.get(f"{prefix}.decoder_{letter}.weight")
-            qkv = weights.get(f"{prefix}.qkv.weight")
-            if encoder is None or decoder is None or qkv is None:
+            packed, own = weights.get(f"{prefix}.qkv.weight"), weights.get(f"{prefix}.{letter}_proj.weight")
+            if packed is not None and len(packed) % 3 == 0:
+                own = packed.chunk(3)[place]
+            if encoder is None or decoder is None or own is None:
                 break
-            found.setdefault(letter, []).append(_energy(qkv, place, encoder, decoder))
+            found.setdefault(letter, []).append(_energy(own, encoder, decoder))
     return found
 
 
-def _energy(qkv: Tensor, place: int, encoder: Tensor, decoder: Tensor) -> float:
+def _energy(weight: Tensor, encoder: Tensor, decoder: Tensor) -> float:
     heads = encoder.shape[-1]
-    if qkv.shape[0] % (3 * heads) or decoder.shape != encoder.T.shape:
+    if len(weight) % heads or decoder.shape != encoder.T.shape:
         return math.nan  # no auto-encoder of these heads
-    rows = qkv.double().chunk(3)[place].reshape(heads, -1)
+    rows = weight.double().reshape(heads, -1)
     lost = rows - decoder.double() @ (encoder.double() @ rows)
     return 1 - float(torch.linalg.vector_norm(lost) ** 2 / torch.linalg.vector_norm(rows) ** 2)
