@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from vitcod_cli.artifacts import mask as mask_file
+from vitcod_cli.artifacts.arrays import check_shape
 from vitcod_cli.artifacts.attention_map import AttentionMap, map_shape, read_attention_map, write_attention_map
 from vitcod_cli.artifacts.describe import CHECKPOINT, MASK
 from vitcod_cli.artifacts.mask import Mask, mask_in_checkpoint, published_mask, read_mask, write_mask
@@ -178,6 +179,12 @@ def test_a_large_mask_is_written_as_bits(tmp_path: Path, monkeypatch: pytest.Mon
     assert (back.keep.dtype, back.info) == (np.bool_, {"method": "info"})
     with open_safetensors(path, flag="--mask") as file:  # a vitcod that knows no bits says that it is too old
         assert file.info["version"] == 2
+
+
+def test_a_shape_of_very_many_dimensions_is_told_in_short(tmp_path: Path) -> None:
+    with pytest.raises(VitcodError, match=r"of shape \[1, 1, 1, 1, 1, 1, 1, 1, \.\.\.\], but") as error:
+        check_shape((1,) * 5000, tmp_path / "mask.safetensors", "--mask", "a mask")
+    assert len(str(error.value)) < 300
 
 
 def test_bits_of_another_shape_are_no_mask(tmp_path: Path) -> None:

@@ -62,10 +62,14 @@ def release_pages(array: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+_SHOWN = 8
+"""Dimensions of a wrong shape that are told: a header may claim thousands."""
+
+
 def check_shape(array_shape: tuple[int, ...], path: str | os.PathLike[str], flag: str, noun: str) -> None:
     """Raise a VitcodError unless ``array_shape`` is [L, H, N, N] with nothing empty."""
     if len(array_shape) != 4 or array_shape[2] != array_shape[3] or 0 in array_shape:
-        shape = "[" + ", ".join(map(str, array_shape)) + "]"
+        shape = "[" + ", ".join(map(str, array_shape[:_SHOWN])) + (", ...]" if len(array_shape) > _SHOWN else "]")
         raise VitcodError(
             f"{flag} {path} holds an array of shape {shape}, but {noun} is [blocks, heads, tokens, tokens]."
         )
