@@ -53,15 +53,15 @@ def fold_for_timm(model: Transformer) -> ModelConfig:
     programs = "export to .pt2 or .onnx, which hold all of it"
     if has_mask(model):
         raise VitcodError(f"--output to .safetensors: plain timm has no place for the mask; {programs}.")
-    if not all(layer.folds_as_timm_has_it for layer in attentions(model)):
-        raise VitcodError(
-            "--output to .safetensors: folded auto-encoders leave a bias on K, and plain timm has no place for it "
-            f"in this model; {programs}."
-        )
     if any(layer.svd_type != "none" and not layer.foldable for layer in attentions(model)):
         raise VitcodError(
             "--output to .safetensors: the auto-encoders lie behind a norm on Q and K and can't be folded into "
             f"qkv, and plain timm has no place for them; {programs}."
+        )
+    if not all(layer.folds_as_timm_has_it for layer in attentions(model)):
+        raise VitcodError(
+            "--output to .safetensors: folded auto-encoders leave a bias on K, and plain timm has no place for it "
+            f"in this model; {programs}."
         )
     config = model_config(model)
     biases = [layer.projection("q")[1] is not None for layer in attentions(model)]

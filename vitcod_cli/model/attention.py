@@ -45,6 +45,7 @@ class SparseLowRankAttention(nn.Module):
     Attributes:
         num_heads: of Q; K and V may have fewer, ``num_kv_heads``, each of which is for several of Q's.
         head_dim: d, channels of a head. attn_dim: H*d, the width of Q.
+        timm_biases_keys: whether timm's layer may have a bias on K.
         svd_type: which projections have an auto-encoder.
         keep: bool [H, N, N] or None; True = this query may look at this key. Part of the state
             dict when set, so that a sparse model is one file.
@@ -53,6 +54,7 @@ class SparseLowRankAttention(nn.Module):
             :func:`~vitcod_cli.model.layers.recording_reconstruction`.
     """
 
+    timm_biases_keys = True
     num_heads: int
     head_dim: int
     attn_dim: int
@@ -132,8 +134,9 @@ class SparseLowRankAttention(nn.Module):
 
     @property
     def folds_as_timm_has_it(self) -> bool:
-        """Whether timm's layer has a place for what :meth:`fold` makes."""
-        return True
+        """Whether timm's layer has a place for what :meth:`fold` makes, a bias on K included."""
+        bias = None if self.timm_biases_keys else self.folded("k")[1]
+        return bias is None or not bool(bias.any())
 
     def folded(self, letter: str) -> Projection:
         """Weight and bias that yield ``"q"``, ``"k"`` or ``"v"`` as it comes from its auto-encoder."""

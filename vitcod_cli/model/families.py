@@ -7,7 +7,6 @@ rotary embedding, a relative position bias). All else is refused by name (:mod:`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,21 +45,14 @@ def image_size(model: Transformer) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _filters() -> dict[type[nn.Module], Callable[..., dict[str, Tensor]]]:
-    return {
-        VisionTransformer: vision_transformer.checkpoint_filter_fn,
-        Eva: eva.checkpoint_filter_fn,
-        Beit: beit.checkpoint_filter_fn,
-    }
-
-
 def filter_checkpoint(state_dict: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
     """``state_dict`` with names and sizes as ``model`` has them, through timm's own filter for its family."""
-    for kind, function in _filters().items():
-        if isinstance(model, kind):
-            options: dict[str, Any] = {"adapt_layer_scale": True} if kind is VisionTransformer else {}
-            return function(state_dict, model, **options)
-    return state_dict
+    if isinstance(model, VisionTransformer):
+        return vision_transformer.checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+    if isinstance(model, Eva):
+        return eva.checkpoint_filter_fn(state_dict, model)
+    # timm has none for relative positions without BEiT's class token.
+    return beit.checkpoint_filter_fn(state_dict, model) if isinstance(model, Beit) else state_dict
 
 
 class _PackedQkv(SparseLowRankAttention):
@@ -87,6 +79,7 @@ class _PackedQkv(SparseLowRankAttention):
 class _BiasesApart(SparseLowRankAttention):
     """One linear layer ``qkv`` without a bias, and ``q_bias`` and ``v_bias`` beside it: keys have none."""
 
+    timm_biases_keys = False
     q_bias: Any  # parameters, and a constant buffer for K; None without biases
     k_bias: Any
     v_bias: Any
@@ -101,11 +94,6 @@ class _BiasesApart(SparseLowRankAttention):
     @property
     def _has_key_bias(self) -> bool:
         return isinstance(self.k_bias, nn.Parameter)
-
-    @property
-    def folds_as_timm_has_it(self) -> bool:
-        """See the base class: K has no bias."""
-        return _has_no_bias(self.folded("k"))
 
     def packed_projection(self) -> Projection | None:
         """See the base class."""
@@ -131,7 +119,6 @@ class _BiasesApart(SparseLowRankAttention):
 class _ThreeProjections(SparseLowRankAttention):
     """Linear layers ``q_proj``, ``k_proj`` and ``v_proj``."""
 
-    timm_biases_keys = True
     q_proj: Any  # linear layers
     k_proj: Any
     v_proj: Any
@@ -153,11 +140,6 @@ class _ThreeProjections(SparseLowRankAttention):
             value = weight.new_zeros(len(weight)) if bias is None else bias.clone()
             left_out = letter == "k" and not self.timm_biases_keys and not value.any()
             linear.register_parameter("bias", None if left_out else nn.Parameter(value))
-
-
-def _has_no_bias(projection: Projection) -> bool:
-    bias = projection[1]
-    return bias is None or not bool(bias.any())
 
 
 def _joined_bias(projections: dict[str, Projection]) -> Tensor:
@@ -214,11 +196,6 @@ class EvaSplitAttention(_Rotary, _ThreeProjections, EvaAttention):
     """timm's ``EvaAttention`` with three projections: EVA-02 of base and large size."""
 
     timm_biases_keys = False
-
-    @property
-    def folds_as_timm_has_it(self) -> bool:
-        """See the base class: K has no bias."""
-        return _has_no_bias(self.folded("k"))
 
 
 class RopeFusedAttention(_Rotary, _PackedQkv, AttentionRope):
