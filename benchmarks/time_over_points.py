@@ -7,7 +7,8 @@
 
 Makes each mask with ``gen-mask``, times the model under it against itself without one (``bench``), and evaluates
 all on the same images (``eval``). ``--calibrate`` runs ``finetune-sparse --epochs 0`` under each first, with these
-arguments. What is made isn't made again. Leaves time_over_points.csv in the output folder, and prints it.
+arguments. What is made or measured isn't again: the same command goes on, and ``--no-time`` leaves the timing to a
+later call, on a machine that does nothing else. Leaves time_over_points.csv in the output folder, and prints it.
 
 A mask is worth its points where no other of less time has lost fewer.
 """
@@ -19,21 +20,23 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.plots.files import save_figure
 
 KINDS: dict[str, tuple[str, list[str]]] = {
     "info": ("info", []),
     "allocated": ("allocated", ["--allocate"]),
+    "cpu": ("allocated for a CPU", ["--allocate", "--block-for", "cpu"]),
     "tiles16": ("allocated tiles of 16", ["--allocate", "--block", "16"]),
     "tiles32": ("allocated tiles of 32", ["--allocate", "--block", "32"]),
     "tiles64": ("allocated tiles of 64", ["--allocate", "--block", "64"]),
 }
-COLORS = dict(zip(KINDS, ("#7f7f7f", "#1f6fb4", "#d95f02", "#1b9e77", "#7570b3"), strict=True))
+COLORS = dict(zip(KINDS, ("#7f7f7f", "#1f6fb4", "#c51b7d", "#d95f02", "#1b9e77", "#7570b3"), strict=True))
 
 Row = dict[str, Any]
 
@@ -83,6 +86,16 @@ class Masks:
             more = shlex.split(options.calibrate)
             vitcod("finetune-sparse", *words, "--data-path", options.data_path, *more, "--output-dir", run)
         return ("--checkpoint", best)
+
+    def once(self, mask: Path, what: Callable[[Path], Row]) -> Row:
+        """What a method of this finds for a mask; of an earlier call where there was one."""
+        kept = self.folder / f"{mask.stem}_{what.__name__}.json"
+        if not kept.exists():
+            found = json.dumps(what(mask))
+            with atomic_path(kept) as temporary:
+                temporary.write_text(found, encoding="utf-8")
+        row: Row = json.loads(kept.read_text(encoding="utf-8"))
+        return row
 
     def time_ratio(self, mask: Path) -> Row:
         """Of the model under a mask to itself without one."""
@@ -140,15 +153,14 @@ def main() -> None:
     parser.add_argument("--attn-map", required=True, help="with importance, of that size")
     parser.add_argument("--data-path", required=True)
     parser.add_argument("--output-dir", default="runs/time_over_points")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=list(KINDS), default=["info", "allocated", "tiles16", "tiles32"]
-    )
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=["info", "allocated", "cpu", "tiles32"])
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.75, 0.9, 0.95])
     parser.add_argument("--calibrate", metavar="ARGS", help="of finetune-sparse, such as '--calibrate-steps 100'")
     parser.add_argument("--val-images", type=int)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement of time")
     parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--no-time", action="store_true", help="only make the masks, and evaluate")
     parser.add_argument("--plot", metavar="FILE", help=".png, .pdf or .svg")
     options = parser.parse_args()
     masks, rows = Masks(options), []
@@ -157,10 +169,11 @@ def main() -> None:
         for sparsity in options.sparsities:
             mask = masks.mask(kind, sparsity)
             if mask is not None:
-                rows.append({"kind": kind, **masks.quality(mask), **masks.time_ratio(mask)})
+                timed = {} if options.no_time else masks.once(mask, masks.time_ratio)
+                rows.append({"kind": kind, **masks.once(mask, masks.quality), **timed})
                 write_rows(masks.folder / "time_over_points.csv", rows)
     print((masks.folder / "time_over_points.csv").read_text(encoding="utf-8"), end="")
-    if options.plot:
+    if options.plot and not options.no_time:
         name = options.model or Path(options.checkpoint).stem
         draw(rows, options.plot, f"{name}, {options.img_size} pixels, {options.precision}")
 

@@ -16,6 +16,7 @@ from command_line import ROOT, Cli, the_error
 
 import vitcod_cli
 import vitcod_cli.bench.measure
+from vitcod_cli.artifacts.mask import Mask, read_mask, write_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import attention_shape, set_keep_mask
@@ -171,6 +172,67 @@ def test_tables_fit_80_columns(cli: Cli, sparse_checkpoint: Path, compared: bool
     assert ("auto-encoders are folded" in text) == compared
     assert ("Compared" in lines) == compared
     assert "…" not in text
+
+
+@pytest.fixture
+def two_masks(tiny_config: ModelConfig) -> tuple[str, str]:
+    """Of 17 tokens, and of the 37 that the model has at 48 pixels."""
+    for size in (32, 48):
+        config = tiny_config.changed(img_size=(size, size))
+        shape = attention_shape(build_model(config))
+        keep = np.random.default_rng(0).random(shape) < 0.3
+        keep[..., 0] = keep[..., 0, :] = True
+        write_mask(f"m{size}.safetensors", Mask(keep, {"model_config": config.to_dict()}))
+    return "m32.safetensors", "m48.safetensors"
+
+
+def test_masks_of_several_sizes(cli: Cli, tiny_checkpoint: Path, two_masks: tuple[str, str]) -> None:
+    found = bench(cli, "--checkpoint", tiny_checkpoint, "--masks", *two_masks, "--batch-size", 1, 3)
+    assert [(one["mask"], one["img_size"], one["tokens"]) for one in found["masks"]] == [
+        ("m32.safetensors", [32, 32], 17),
+        ("m48.safetensors", [48, 48], 37),
+    ]
+    for one in found["masks"]:
+        kept = read_mask(one["mask"]).keep
+        assert one["sparsity"] == pytest.approx(1 - kept.mean())
+        assert 0 < one["saved_share"] < one["sparsity"]
+        assert [(row["mode"], row["batch_size"], row["against"]) for row in one["comparisons"]] == [
+            ("forward", 1, "no mask"),
+            ("forward", 3, "no mask"),
+        ]
+        assert all(row["mask_is"] in ("faster", "slower", "the same", "too noisy") for row in one["comparisons"])
+    assert "At 32 pixels" in found["verdict"]
+    assert "At 48 pixels" in found["verdict"]
+
+
+def test_the_table_of_masks(cli: Cli, tiny_checkpoint: Path, two_masks: tuple[str, str]) -> None:
+    words = ("bench", *QUICK, "--checkpoint", tiny_checkpoint.name, "--masks", *two_masks)
+    outcome = cli(*words, "--batch-size", 2, 10**12)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line != line.rstrip()]
+    assert [line.split()[:4] for line in lines if line[:1] in "12" and "%" in line] == [
+        ["1", "32", "17", "62.2%"],
+        ["2", "48", "37", "66.1%"],
+    ]
+    assert outcome.out.count("out of memory") == 2
+    assert "Mask 2 of 2: m48.safetensors" in outcome.err
+
+
+def test_masks_that_do_not_fit_are_refused_before_any_is_timed(
+    cli: Cli, tiny_checkpoint: Path, two_masks: tuple[str, str]
+) -> None:
+    words = ("bench", *QUICK, "--checkpoint", tiny_checkpoint)
+    np.save("other.npy", np.zeros((2, 3, 5, 5), dtype=bool))
+    outcome = cli(*words, "--masks", two_masks[0], "other.npy")
+    assert "[2, 3, 17, 17]" in the_error(outcome)
+    assert "Measuring" not in outcome.err
+    assert "--masks nowhere" in the_error(cli(*words, "--masks", two_masks[0], "nowhere"))
+    assert "leave --mask out" in the_error(cli(*words, "--masks", two_masks[0], "--mask", two_masks[1]))
+    assert "leave --against out" in the_error(cli(*words, "--masks", two_masks[0], "--against", "timm"))
+    # A size that is asked for goes before that of the mask, which then doesn't fit.
+    assert "m48.safetensors" in the_error(cli(*words, "--masks", two_masks[1], "--img-size", 32))
 
 
 def test_one_process_only(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,12 +40,12 @@ def make(attention_map: AttentionMap, **values: Any) -> Mask:
     return generate_mask(attention_map, MaskSettings.from_flat(values), SilentReporter())
 
 
-def kept_tiles(keep: np.ndarray, tiles: TokenTiles) -> np.ndarray:
-    """The mask as one of tiles [L, H, T, T], each of which must be whole; slowly, by definition."""
-    of_tokens = tiles.of_tokens
-    small = np.zeros((*keep.shape[:2], len(tiles.sizes), len(tiles.sizes)), dtype=bool)
+def kept_tiles(keep: np.ndarray, queries: TokenTiles, keys: TokenTiles | None = None) -> np.ndarray:
+    """The mask as one of tiles [L, H, Q, K], each of which must be whole; slowly, by definition."""
+    keys = keys or queries
+    small = np.zeros((*keep.shape[:2], len(queries.sizes), len(keys.sizes)), dtype=bool)
     for query, key in np.ndindex(small.shape[2:]):
-        part = keep[:, :, of_tokens == query][..., of_tokens == key]
+        part = keep[:, :, queries.of_tokens == query][..., keys.of_tokens == key]
         assert (part.all(axis=(-2, -1)) == part.any(axis=(-2, -1))).all(), "a tile is kept in part"
         small[:, :, query, key] = part.all(axis=(-2, -1))
     return small
@@ -57,34 +57,42 @@ METHODS = [{"allocate": True}, {}, {"method": "ratio"}, {"method": "random"}, {"
 @pytest.mark.parametrize("settings", METHODS, ids=str)
 @pytest.mark.parametrize("sparsity", [0.5, 0.75])
 @pytest.mark.parametrize(("grid", "prefix"), [(GRID, 1), (GRID, 0), ((14, 12), 2), ((11, 13), 0), (GRID, 20)])
+@pytest.mark.parametrize("keys", [None, 1, 4])
 def test_laws(
-    make_map: MakeMap, settings: dict[str, Any], sparsity: float, grid: tuple[int, int], prefix: int
+    make_map: MakeMap,
+    settings: dict[str, Any],
+    sparsity: float,
+    grid: tuple[int, int],
+    prefix: int,
+    keys: int | None,
 ) -> None:
     given = tiled_map(make_map, grid, prefix)
-    mask = make(given, block=16, sparsity=sparsity, **settings)
-    tiles = token_tiles(given.attention.shape[-1], grid, 16)
-    small = kept_tiles(mask.keep, tiles)
+    mask = make(given, block=16, block_keys=keys, sparsity=sparsity, **settings)
+    tokens = given.attention.shape[-1]
+    small = kept_tiles(
+        mask.keep, token_tiles(tokens, grid, 16), token_tiles(tokens, grid, keys or 16, prefix_block=16)
+    )
     assert mask.keep.any(axis=-1).all()
     if settings.get("method") != "std":  # which doesn't protect them, as published
         assert mask.keep[..., :prefix].all()
         assert mask.keep[..., :prefix, :].all()
     # The info method finds a cut for all rows: as near as a step of it comes.
-    entries = (1 if settings else 8) * 16**2
+    entries = (1 if settings else 8) * 16 * (keys or 16)
     assert abs(sparsity_of(mask.keep) - sparsity) * mask.keep.size <= entries
     assert mask.info["sparsity"] == sparsity_of(mask.keep)
-    assert mask.info["block"] == 16
+    assert (mask.info["block"], mask.info.get("block_keys")) == (16, keys)
     assert mask.info["empty_tiles"] == 1 - small.mean()
 
 
 def test_allocated_tiles_are_those_worth_most_of_all_blocks(make_map: MakeMap) -> None:
     given = tiled_map(make_map)
-    tiles = tiles_of(given, 1, 16)
+    tiles = token_tiles(257, GRID, 16)
     small = kept_tiles(make(given, block=16, sparsity=0.7, allocate=True).keep, tiles)
     worth = np.array(
         [
             [
                 [
-                    [worth_of(head[tiles.of_tokens == q][:, tiles.of_tokens == k]).sum() for k in range(17)]
+                    [worth_of(head[tiles.of_tokens == q][:, tiles.of_tokens == k]).mean() for k in range(17)]
                     for q in range(17)
                 ]
                 for head in block
@@ -102,7 +110,7 @@ def test_allocated_tiles_are_those_worth_most_of_all_blocks(make_map: MakeMap) -
 
 def test_ratio_keeps_as_many_tiles_in_each_row_as_of_keys(make_map: MakeMap) -> None:
     given = tiled_map(make_map)
-    tiles = tiles_of(given, 1, 16)
+    tiles = tiles_of(given, 1, 16, 16)
     mask = make(given, block=16, method="ratio", ratio=0.7)
     small = map_of_tiles(given, tiles)
     expected = ratio_mask(small.attention, 0.7)
@@ -111,18 +119,20 @@ def test_ratio_keeps_as_many_tiles_in_each_row_as_of_keys(make_map: MakeMap) -> 
     assert mask.info["ratio"] == 0.7
 
 
-def test_the_map_of_tiles_by_definition(make_map: MakeMap) -> None:
+@pytest.mark.parametrize("keys", [16, 2, 1])
+def test_the_map_of_tiles_by_definition(make_map: MakeMap, keys: int) -> None:
     given = tiled_map(make_map, (6, 6), 2)
-    tiles = tiles_of(given, 2, 16)
+    tiles = tiles_of(given, 2, 16, keys)
     small = map_of_tiles(given, tiles)
     assert given.importance is not None
     assert small.importance is not None
+    assert small.attention.shape[2:] == (4, {16: 4, 2: 19, 1: 37}[keys])
     np.testing.assert_allclose(small.attention.sum(axis=-1), 1, rtol=1e-5)
-    for query, key in np.ndindex(4, 4):
-        of = np.ix_(tiles.of_tokens == query, tiles.of_tokens == key)
+    for query, key in np.ndindex(small.attention.shape[2:]):
+        of = np.ix_(tiles.queries.of_tokens == query, tiles.keys.of_tokens == key)
         attention, worth = given.attention[1, 0][of], worth_of(given.importance[1, 0][of])
         assert small.attention[1, 0, query, key] == pytest.approx(attention.sum(axis=1).mean(), rel=1e-5)
-        assert small.importance[1, 0, query, key] == pytest.approx(worth.sum(), rel=1e-5)
+        assert small.importance[1, 0, query, key] == pytest.approx(worth.mean(), rel=1e-5)
 
 
 def test_larger_tiles_are_made_of_whole_smaller_ones(make_map: MakeMap) -> None:
@@ -139,6 +149,11 @@ def test_larger_tiles_are_made_of_whole_smaller_ones(make_map: MakeMap) -> None:
         ({"block": 48}, "--block must be a power of two, such as 32, not 48"),
         ({"block": 8}, "--block must be between 16 and 1024, not 8"),
         ({"block": 16, "allocate": True, "lanes": 8}, "--lanes .* leave it or --block out"),
+        ({"block_for": "cpu", "allocate": True, "lanes": 8}, "--lanes .* leave it or --block-for out"),
+        ({"block_keys": 1}, "--block-keys says how many keys a tile of --block has: give that too"),
+        ({"block": 16, "block_keys": 3}, "--block-keys must be a power of two, such as 2, not 3"),
+        ({"block": 16, "block_keys": 32}, "--block-keys 32 is more than the 16 queries of --block"),
+        ({"block": 16, "block_for": "gpu"}, "--block-for says how large tiles are, as --block does"),
         ({"block": 16, "allocate": True, "min_density": 0.02}, "--min-density .* leave it or --block out"),
     ],
 )
@@ -149,11 +164,11 @@ def test_what_does_not_go_together(values: dict[str, Any], message: str) -> None
 
 def test_maps_that_have_no_such_tiles(make_map: MakeMap) -> None:
     given = tiled_map(make_map, (6, 6))
-    with pytest.raises(VitcodError, match=r"--block 64 is more than the 36 patches of the map; take at most 32"):
+    with pytest.raises(VitcodError, match=r"--block 64 is more than the 36 patches of an image; take at most 32"):
         make(given, block=64)
     with pytest.raises(VitcodError, match=r"37 tokens, 0 of them .* make no grid.*--num-prefix-tokens"):
         make(AttentionMap(given.attention), block=16, num_prefix_tokens=0)
-    with pytest.raises(VitcodError, match=r"--block 16 is more than the 9 patches of the map; leave it out"):
+    with pytest.raises(VitcodError, match=r"--block 16 is more than the 9 patches of an image; leave it out"):
         make(tiled_map(make_map, (3, 3)), block=16)
 
 
@@ -184,6 +199,20 @@ def test_the_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
     assert "pruned" in cli("inspect", outcome.out.strip()).out
     error = cli(*words, "--sparsity", 0.999).error
     assert "--sparsity 0.999 can't be reached with --block 16" in error
+
+
+def test_tiles_for_a_device(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
+    write_attention_map(tmp_path / "map.safetensors", tiled_map(make_map))
+    words = ("gen-mask", "--attn-map", "map.safetensors", "--sparsity", 0.7, "--allocate")
+    outcome = cli(*words, "--for", "cpu")
+    assert outcome.out == "allocated_block64x1_0.70.safetensors\n"
+    keep = read_mask(tmp_path / outcome.out.strip()).keep
+    same = cli(*words, "--block", 64, "--block-keys", 1, "--output", "same.safetensors")
+    np.testing.assert_array_equal(read_mask(tmp_path / same.out.strip()).keep, keep)
+    small = kept_tiles(keep, token_tiles(257, GRID, 64), token_tiles(257, GRID, 1))
+    assert f"Whole tiles of 64 queries and 1 key: {1 - small.mean():.1%} are empty." in outcome.err
+    assert "block_keys" in cli("inspect", outcome.out.strip(), "--json").out
+    assert cli(*words, "--block-for", "gpu", "--sparsity", 0.4).out.startswith("allocated_block128_0.3")
 
 
 def test_a_ratio_of_tiles_is_not_one_of_entries(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:

@@ -20,6 +20,7 @@ from vitcod_cli.bench.workload import for_inference
 from vitcod_cli.model.kernels.base import additive_mask
 from vitcod_cli.model.kernels.planned import AttentionPlan, PlannedKernel, find_clusters, plan_attention
 from vitcod_cli.model.layers import attentions, clear_keep_mask, prepare_inference, set_keep_mask, using
+from vitcod_cli.model.tiles import token_tiles
 
 torch.set_num_threads(1)
 
@@ -105,6 +106,18 @@ def test_two_kinds_of_queries_become_two_clusters(monkeypatch: pytest.MonkeyPatc
     cost = module.LOGIT * 512 * 512 + module.ROW * 4 * 512
     spare = module.MASKED * 1024**2 - 2 * cost
     assert plan.least_batch == math.ceil(2 * module.CALL / spare)
+
+
+def test_queries_that_share_their_keys_stay_together() -> None:
+    """A mask of ``gen-mask --block 64 --block-keys 1``, whose groups are no squares of this grid."""
+    groups = token_tiles(577, (24, 24), 64)
+    kept = np.random.default_rng(0).random((len(groups.sizes), 577)) < 0.1
+    keep = kept[groups.of_tokens]
+    plan = AttentionPlan(torch.from_numpy(keep)[None], [find_clusters(keep, (24, 24))])
+    members = [set(groups.of_tokens[cluster.queries]) for cluster in plan.clusters[0]]
+    assert sum(map(len, members)) == len(groups.sizes), "none is torn apart"
+    assert len(members) > 4
+    assert plan.products < 2 * keep.mean()
 
 
 def test_a_plan_is_made_where_it_pays() -> None:

@@ -220,6 +220,11 @@ def test_a_folder_of_images_without_labels(compress: Any, image_folder: Path, tm
         (("--init-from", "nowhere"), "nowhere"),
         (("--sparsity", 0.9, "--min-density", 0.2), "--min-density 0.2 keeps more than --sparsity 0.9 leaves"),
         (("--method", "info", "--min-density", 0.1), "--min-density goes with allocated masks"),
+        (
+            ("--min-density", 0.05, "--block-for", "cpu"),
+            "--min-density counts single entries; leave it or --block-for",
+        ),
+        (("--block-for", "cpu"), "--block 64 is more than the 16 patches of an image; take at most 16"),
         (("--calibrate-images", 1), "--calibrate-images 1 is too few"),
         (("--sparsity", 0.9, "--overwrite", "--resume"), "exclude each other"),
     ],
@@ -229,6 +234,17 @@ def test_what_is_refused_before_anything_is_made(compress: Any, words: tuple[obj
     assert outcome.code == 1
     assert message in outcome.err
     assert not Path("out").exists()
+
+
+def test_masks_of_tiles(compress: Any) -> None:
+    """All masks, that on the way too. The 16 patches are one group, so that all their rows are the same."""
+    outcome = compress("--sparsity", 0.7, "--via", 0.5, "--block", 16, "--block-keys", 1)
+    assert outcome.code == 0, outcome.err
+    for name in ("allocated_0.70", "via_0.50"):
+        mask = read_mask(f"out/{name}.safetensors")
+        assert (mask.info["block"], mask.info["block_keys"]) == (16, 1)
+        assert (mask.keep[..., 1:, :] == mask.keep[..., 1:2, :]).all()
+        assert not mask.keep[..., 1, :].all()
 
 
 def test_a_sparse_model_is_not_compressed_again(compress: Any, cli: Cli, image_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,30 +92,14 @@ class Report:
 
     def _heading(self) -> Table:
         """Long lines go on below themselves, so that what a name says never begins one."""
-        env = self.environment
-        how = [
-            f"{env['threads']} threads" if env["threads"] > 1 else "1 thread",
-            env["precision"],
-        ]
         trained = any(one.mode == "training" for one in self.results.measurements)
-        if trained and env["training_precision"] != env["precision"]:
-            how.append(f"training in {env['training_precision']}")
-        how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if env[word]]
-        if env["attention"] != "auto":
-            how.append(f"{env['attention']} attention")
-        heading = Table.grid(padding=(0, 1, 0, 0))
-        heading.add_column(min_width=8, no_wrap=True)
-        heading.add_column(overflow="fold")
-        for name, about in self.about.items():
-            heading.add_row(f"{name}:", visible(_in_words(about)))
-        heading.add_row("on:", visible(", ".join([env["device_name"], *how])))
-        heading.add_row("with:", f"torch {env['torch']}, timm {env['timm']}, vitcod {env['vitcod']}")
-        return heading
+        subjects = {name: visible(_in_words(about)) for name, about in self.about.items()}
+        return heading(subjects, self.environment, trained=trained)
 
     def _counted(self) -> Table:
         names = [name for name in self.about if name != UNMASKED and name in self.counts]
         counts = [self.counts[name] for name in names]
-        table = _table("", *(names if len(names) > 1 else [""]))
+        table = table_of("", *(names if len(names) > 1 else [""]))
         table.add_row("parameters", *(f"{one.parameters:,}" for one in counts))
         table.add_row("multiply-accumulates (MACs)", *(f"{one.macs:,}" for one in counts))
         table.add_row("  in attention products", *(_part(one.attention_macs, one.macs) for one in counts))
@@ -125,13 +110,13 @@ class Report:
 
     def _measured(self) -> Table:
         several = len(self.about) > 1
-        table = _table("", "batch", *(["of"] if several else []), "ms", "middle half", "images/s", "peak MiB")
+        table = table_of("", "batch", *(["of"] if several else []), "ms", "middle half", "images/s", "peak MiB")
         for one in self.results.measurements:
             table.add_row(one.mode, str(one.batch_size), *([one.model] if several else []), *_figures(one))
         return table
 
     def _compared(self) -> Table:
-        table = _table("", "batch", "against", "time", "middle half", "pairs", "model is")
+        table = table_of("", "batch", "against", "time", "middle half", "pairs", "model is")
         for one in self.results.comparisons:
             half = f"{times(one.ratio.lower)} to {times(one.ratio.upper)}"
             table.add_row(
@@ -146,11 +131,34 @@ class Report:
         return table
 
 
-def _table(*columns: str) -> Table:
+def heading(subjects: Mapping[str, str], env: Mapping[str, Any], *, trained: bool) -> Table:
+    """What was measured, by name, and where.
+
+    Args:
+        env: see :func:`~vitcod_cli.bench.environment.environment`, and the ``attention``.
+        trained: whether training steps were measured, too.
+    """
+    how = [f"{env['threads']} threads" if env["threads"] > 1 else "1 thread", env["precision"]]
+    if trained and env["training_precision"] != env["precision"]:
+        how.append(f"training in {env['training_precision']}")
+    how += [word.replace("_", " ") for word in ("compile", "channels_last", "deterministic") if env[word]]
+    if env["attention"] != "auto":
+        how.append(f"{env['attention']} attention")
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(min_width=8, no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in subjects.items():
+        table.add_row(f"{name}:", text)
+    table.add_row("on:", visible(", ".join([env["device_name"], *how])))
+    table.add_row("with:", f"torch {env['torch']}, timm {env['timm']}, vitcod {env['vitcod']}")
+    return table
+
+
+def table_of(*columns: str) -> Table:
     """Words to the left, figures to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, name in enumerate(columns):
-        left = index == 0 or name in ("of", "against", "model is")
+        left = index == 0 or name in ("of", "against", "model is", "mask is")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     return table
 

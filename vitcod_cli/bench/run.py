@@ -6,6 +6,8 @@ from typing import Any
 
 from vitcod_cli.bench.counting import count
 from vitcod_cli.bench.environment import environment
+from vitcod_cli.bench.masks import bench_masks
+from vitcod_cli.bench.masks_report import MasksReport
 from vitcod_cli.bench.measure import Subject, measure
 from vitcod_cli.bench.report import FIRST, OTHER, UNMASKED, Report
 from vitcod_cli.bench.settings import TIMM, BenchOptions
@@ -21,13 +23,15 @@ from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime, start
 
 
-def bench(options: BenchOptions, reporter: Reporter) -> Report:
-    """Count a model's arithmetic, and measure its time and memory on this machine.
+def bench(options: BenchOptions, reporter: Reporter) -> Report | MasksReport:
+    """Count a model's arithmetic, and measure its time and memory on this machine; or the time under each mask.
 
     Raises:
         VitcodError: if the model can't be loaded, or has nothing to train.
     """
     with start(options.runtime) as runtime:
+        if options.masks:
+            return bench_masks(options, runtime, reporter)
         models = _models(options, runtime, reporter)
         options = _without_training(options, models, reporter)
         networks = [one for one in models.values() if isinstance(one, Transformer)]

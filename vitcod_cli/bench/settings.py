@@ -42,7 +42,14 @@ class BenchOptions(Settings, panel="Measurement"):
 
     checkpoint: str | None = checkpoint_setting()
     mask: str | None = mask_setting()
-
+    masks: list[str] = setting(
+        [],
+        "Time each of these masks against no mask, and nothing else: a table of where a mask pays here. They may "
+        "be of several image sizes; each is put on the model of its own.",
+        panel="Model",
+        metavar="FILE...",
+        show_default=False,
+    )
     batch_size: list[int] = setting(
         [1, 32], "Images in a batch; may be repeated.", minimum=1, maximum=10**12, metavar="N"
     )
@@ -75,6 +82,10 @@ class BenchOptions(Settings, panel="Measurement"):
                 "--checkpoint or --model is needed: name the weights to measure, or a model for random weights."
             )
         check_attention(self.attention, self.runtime)
+        if self.masks:
+            for flag, value in (("--mask", self.mask), ("--against", self.against)):
+                if value is not None:
+                    raise VitcodError(f"--masks times each mask against no mask; leave {flag} out, or --masks.")
         if not self.batch_size:
             raise VitcodError("--batch-size is needed: give it once or several times.")
 

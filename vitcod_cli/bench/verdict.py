@@ -53,8 +53,8 @@ def mask_verdict(counts: Counts, results: Results, unmasked: str) -> str | None:
     )
     word = "and" if standing(forward, results) == "faster" else "but"
     verdict = (
-        f"The mask leaves out {_percent(counts.saved_attention_share)} of the attention products "
-        f"({_percent(counts.saved_share)} of all arithmetic), {word} {_effect(forward, results)} on this "
+        f"The mask leaves out {percent(counts.saved_attention_share)} of the attention products "
+        f"({percent(counts.saved_share)} of all arithmetic), {word} {_effect(forward, results)} on this "
         f"device: {_times_text(forward, results)}."
     )
     for step in training:
@@ -90,8 +90,8 @@ def _effect(comparison: Comparison, results: Results) -> str:
     """What a mask does to the time, in words."""
     median = comparison.ratio.median
     return {
-        "faster": f"saves {_percent(1 - median)} of the time",
-        "slower": f"takes {_percent(median - 1)} more time",
+        "faster": f"saves {percent(1 - median)} of the time",
+        "slower": f"takes {percent(median - 1)} more time",
         "the same": "saves no time",
         "too noisy": "whether it saves time is too noisy to tell",
     }[standing(comparison, results)]
@@ -107,5 +107,6 @@ def times(ratio: float) -> str:
     return f"x{ratio:.2f}" if ratio >= 0.1 else f"x{ratio:.2g}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """``12.3 %``."""
     return f"{100 * share:.1f} %"

@@ -15,7 +15,18 @@ from vitcod_cli.settings import Settings, options_of
 READ = frozenset(
     {
         *("init_from", "checkpoint", "distill_from", "teacher", "against", "weights", "source", "sources"),
-        *("files", "runs", "mask", "attn_map", "data_path", "calibrate_path", "class_map", "hardware", "image"),
+        *(
+            "files",
+            "runs",
+            "mask",
+            "masks",
+            "attn_map",
+            "data_path",
+            "calibrate_path",
+            "class_map",
+            "hardware",
+            "image",
+        ),
     }
 )
 WRITTEN = frozenset({"output", "output_dir", "npz", "plot", "results_file"})

@@ -65,7 +65,7 @@ FIRST = {
         "    --output sensitivity.csv --plot sensitivity.png",
     ),
     "gen-mask": First(
-        ("sparsity", "allocate", "min_density", "info_cut", "method", "block", "polarize", *_FILE),
+        ("sparsity", "allocate", "min_density", "info_cut", "method", "block", "block_for", "polarize", *_FILE),
         "vitcod gen-mask --attn-map attn.safetensors --sparsity 0.9 --allocate",
     ),
     "polarize": First(

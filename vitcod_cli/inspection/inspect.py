@@ -19,7 +19,7 @@ from vitcod_cli.reporting import QUIET, Reporter
 _FLAG = "FILE"
 _MADE = (
     *("made_by", "command", "source", "made_from", "method", "info_cut", "ratio", "std_coef", "seed", "lanes"),
-    *("min_density", "min_density_per", "block", "empty_tiles"),
+    *("min_density", "min_density_per", "block", "block_keys", "empty_tiles"),
 )
 
 

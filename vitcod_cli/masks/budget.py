@@ -67,9 +67,9 @@ def most_sparsity(fewest: int, size: int) -> float:
 
 def fewest_entries(shape: tuple[int, ...], num_prefix_tokens: int) -> int:
     """How many entries of [L, H, N, N] a mask keeps at least: the prefix, and a key of every row."""
-    num_tokens = shape[-1]
-    rows_left = num_tokens - num_prefix_tokens
-    per_head = num_prefix_tokens * num_tokens + rows_left * max(num_prefix_tokens, 1)
+    num_rows, num_keys = shape[-2:]
+    rows_left = num_rows - num_prefix_tokens
+    per_head = num_prefix_tokens * num_keys + rows_left * max(num_prefix_tokens, 1)
     return math.prod(shape[:-2]) * per_head
 
 

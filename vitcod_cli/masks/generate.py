@@ -53,12 +53,13 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
 def _made(attention_map: AttentionMap, settings: MaskSettings, prefix: int) -> tuple[Made, dict[str, Any]]:
     """The mask, and what is to say of its tiles where it is one of ``--block``."""
     method, protected = settings.chosen, settings.protects_prefix
-    if settings.block is None:
+    shape = settings.tiles.shape
+    if shape is None:
         return method.make(attention_map, prefix if protected else 0), {}
-    tiles = tiles_of(attention_map, prefix, settings.block)
+    tiles = tiles_of(attention_map, prefix, *shape)
     small = map_of_tiles(attention_map, tiles)
     made = made_of_tiles(method, small, tiles, tiles.num_prefix if protected else 0)
-    tiled = {"block": settings.block, "empty_tiles": sparsity_of(made.keep)}
+    tiled = {**settings.tiles.parameters, "empty_tiles": sparsity_of(made.keep)}
     return made._replace(keep=whole_tiles(made.keep, tiles)), tiled
 
 

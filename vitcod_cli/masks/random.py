@@ -50,13 +50,13 @@ def random_mask_of_sparsity(shape: tuple[int, ...], sparsity: float, seed: int, 
     Raises:
         SparsityError: if a key of every row and the prefix tokens are more than it leaves.
     """
-    num_keys = shape[-1]
+    num_rows, num_keys = shape[-2:]
 
     def numbers(part: Part) -> NDArray[np.float32]:
         """Of the whole draw, ``default_rng(seed).random(shape, dtype=np.float32)``, the rows of ``part``."""
         head, rows = tuple(index for index in part[:-1] if isinstance(index, int)), part[-1]
-        first, end, _ = rows.indices(num_keys) if isinstance(rows, slice) else (rows, rows + 1, 1)
-        start = (int(np.ravel_multi_index(head, shape[:-2])) * num_keys + first) * num_keys
+        first, end, _ = rows.indices(num_rows) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        start = (int(np.ravel_multi_index(head, shape[:-2])) * num_rows + first) * num_keys
         source = np.random.PCG64(seed)
         source.advance(start // 2)  # a step makes two of them
         generator = np.random.Generator(source)

@@ -71,8 +71,8 @@ def ratio_mask_of_sparsity(attention: Attention, sparsity: float, num_prefix_tok
     Raises:
         SparsityError: if a key of every row and the prefix tokens are more than it leaves.
     """
-    num_keys, prefix = attention.shape[-1], num_prefix_tokens
-    whole = attention.size // num_keys**2 * prefix * num_keys  # rows of prefix tokens
+    (num_rows, num_keys), prefix = attention.shape[-2:], num_prefix_tokens
+    whole = attention.size // num_rows * prefix  # entries of the rows of prefix tokens
     rows_left = attention.size // num_keys - whole // num_keys
     wanted, fewest = budget(attention.size, sparsity), fewest_entries(attention.shape, prefix)
     if wanted < fewest:

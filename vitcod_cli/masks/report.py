@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitcod_cli.artifacts.mask import Mask
@@ -34,10 +35,15 @@ def mask_table(mask: Mask) -> list[str]:
     lines.append(f"  all  {mask.info['sparsity']:6.2%}  by {method}")
     lines.append(f"Global token: a key that more than {_GLOBAL} queries of the head keep.")
     if "block" in mask.info:
-        lines.append(
-            f"Whole tiles of {mask.info['block']} queries and keys: {mask.info['empty_tiles']:.1%} are empty."
-        )
+        lines.append(f"{_tiles(mask.info)}: {mask.info['empty_tiles']:.1%} are empty.")
     return [*lines, *_other_than_asked(mask)]
+
+
+def _tiles(info: Mapping[str, Any]) -> str:
+    queries, keys = info["block"], info.get("block_keys")
+    if keys is None:
+        return f"Whole tiles of {queries} queries and keys"
+    return f"Whole tiles of {queries} queries and {keys} key{'s' * (keys > 1)}"
 
 
 def _other_than_asked(mask: Mask) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.block_settings import BlockSettings
 from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.method import DEFAULT_SPARSITY, MaskMethod, SparsityError
@@ -18,10 +19,6 @@ from vitcod_cli.settings import ResultSettings, Settings, required, setting, set
 
 METHODS: dict[str, type[MaskMethod]] = {"info": Info, "ratio": Ratio, "std": Std, "random": Random}
 """The methods by name. A new one is a file beside these, a line here and one in :class:`MaskSettings`."""
-
-
-LEAST_BLOCK = 16
-"""Smallest tiles: no kernel of a GPU computes smaller ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +42,7 @@ class MaskSettings(Settings, panel="Mask"):
         flag="--protect-prefix/--no-protect-prefix",
         show_default="protected, but for std as published",
     )
-    block: int | None = setting(
-        None,
-        "Prune whole tiles of so many queries and keys, a power of two, along a Hilbert curve over the patches: "
-        "what a GPU that computes in tiles can skip.",
-        minimum=LEAST_BLOCK,
-        maximum=1024,
-        metavar="N",
-        show_default="single entries",
-    )
+    tiles: BlockSettings = field(default_factory=BlockSettings)
     info: Info = field(default_factory=Info)
     allocated: Allocated = field(default_factory=Allocated)
     ratio: Ratio = field(default_factory=Ratio)
@@ -84,17 +73,15 @@ class MaskSettings(Settings, panel="Mask"):
             raise SparsityError(conflict)
 
     def _check_block(self) -> None:
-        if self.block is None:
+        if self.tiles.shape is None:
             return
-        if self.block & (self.block - 1):
-            below = 1 << (self.block.bit_length() - 1)
-            raise VitcodError(f"--block must be a power of two, such as {below}, not {self.block}.")
+        flag = self.tiles.chosen_by
         if self.allocated.lanes is not None:
             raise VitcodError(
-                "--lanes fills lines of an accelerator with single entries; leave it or --block out."
+                f"--lanes fills lines of an accelerator with single entries; leave it or {flag} out."
             )
         if self.allocated.floor != FloorSettings():
-            raise VitcodError("--min-density counts single entries; leave it or --block out.")
+            raise VitcodError(f"--min-density counts single entries; leave it or {flag} out.")
 
     def _refuse_options_of_others(self) -> None:
         """What means something to other methods only is refused, not ignored."""
@@ -120,7 +107,7 @@ class MaskSettings(Settings, panel="Mask"):
     @property
     def name(self) -> str:
         """What files are named after: the method, and the size of its tiles."""
-        return self.chosen.name if self.block is None else f"{self.chosen.name}_block{self.block}"
+        return self.chosen.name + self.tiles.suffix
 
     @property
     def _allocated_sparsity(self) -> float:

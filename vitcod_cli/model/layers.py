@@ -30,11 +30,12 @@ def attention_shape(model: Transformer) -> tuple[int, int, int, int]:
     return len(layers), layers[0].num_heads, tokens, tokens
 
 
-def set_keep_mask(model: Transformer, keep: Tensor | Sequence[Tensor]) -> None:
+def set_keep_mask(model: Transformer, keep: Tensor | Sequence[Tensor], subject: str = "--mask") -> None:
     """Fix the attention pattern of every layer; on the model's device, they hold ``keep`` itself.
 
     Args:
         keep: bool [L, H, N, N], or [H, N, N] for each layer; True = this query may look at this key.
+        subject: what messages call the mask.
 
     Raises:
         VitcodError: if the shape is another model's, or a query may look at no key at all.
@@ -43,14 +44,14 @@ def set_keep_mask(model: Transformer, keep: Tensor | Sequence[Tensor]) -> None:
     found = (len(keep), *(keep[0].shape if len(keep) else ()))
     if found != expected:
         raise VitcodError(
-            f"--mask has the shape {_layers(found)} but {model_config(model).model} needs "
+            f"{subject} has the shape {_layers(found)} but {model_config(model).model} needs "
             f"{_layers(expected)}; make the mask from an attention map of this model (vitcod dump-attn)."
         )
     empty = torch.stack([~layer_keep.any(dim=-1) for layer_keep in keep]).nonzero()
     if len(empty):
         layer, head, row = empty[0].tolist()
         raise VitcodError(
-            f"--mask lets {len(empty)} queries look at no key at all (the first: block {layer}, head {head}, "
+            f"{subject} lets {len(empty)} queries look at no key at all (the first: block {layer}, head {head}, "
             f"row {row}), which has no softmax; regenerate it, or check its polarity (a published .npy says "
             "True = pruned, a vitcod mask says True = kept)."
         )

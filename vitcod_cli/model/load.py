@@ -82,7 +82,7 @@ def apply_mask(
         VitcodError: if it can't be read or is another model's.
     """
     mask = read_mask(path, flag)
-    set_keep_mask(model, torch.from_numpy(mask.keep))
+    set_keep_mask(model, torch.from_numpy(mask.keep), f"{flag} {path}")
     try:
         check_origin(mask.info, model, f"{flag} {path}", reporter)
     except VitcodError:

@@ -24,7 +24,7 @@ class TokenTiles:
     Attributes:
         order: int64 [N]: the tokens, prefix tokens first, then patches along the curve.
         sizes: int64 [T]: how many tokens each tile takes of this order, one tile after the other.
-        block: most tokens of a tile.
+        block: most patches of a tile.
         num_prefix: tiles of prefix tokens, the first ones.
     """
 
@@ -66,17 +66,20 @@ class TokenTiles:
         return self.order[index].ravel(), (within < self.sizes[:, None]).ravel()
 
 
-def token_tiles(num_tokens: int, grid: tuple[int, int], block: int) -> TokenTiles:
+def token_tiles(
+    num_tokens: int, grid: tuple[int, int], block: int, *, prefix_block: int | None = None
+) -> TokenTiles:
     """Tiles of ``block`` tokens; the last of the prefix tokens and the last of the patches may have fewer.
 
     Args:
         num_tokens: prefix tokens, then the patches row by row.
         grid: patches along height and width.
+        prefix_block: most prefix tokens of a tile, where it is another number.
     """
     patches = grid[0] * grid[1]
     prefix = num_tokens - patches
     order = np.concatenate([np.arange(prefix), prefix + curve(grid)])
-    sizes = [_cut(prefix, block), _cut(patches, block)]
+    sizes = [_cut(prefix, prefix_block or block), _cut(patches, block)]
     return TokenTiles(order, np.concatenate(sizes), block, len(sizes[0]))
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.initialise import add_auto_encoders
 from vitcod_cli.lowrank.settings import LowRankSettings
 from vitcod_cli.masks.allocate import Allocated
+from vitcod_cli.masks.block_settings import BlockSettings
 from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.generate import generate_mask
@@ -39,6 +40,7 @@ from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.pipeline.options import IMPORTANCE_IMAGES, MAP_IMAGES, way_to
+from vitcod_cli.pipeline.setup import check_tiles
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.steps.lowrank import initialise_from
@@ -53,6 +55,7 @@ def compress(
     svd_type: SvdType = "mix_head_fc_qk",
     allocate: bool = True,
     min_density: float | None = None,
+    block_for: Literal["cpu", "gpu"] | None = None,
     via: Sequence[float] = (0.75,),
     num_images: int = 2048,
     lowrank_calibration: LowRankCalibrationSettings | None = None,
@@ -75,6 +78,7 @@ def compress(
         svd_type: which of Q and K pass through a head auto-encoder; ``none`` leaves them as they are.
         allocate: spend the sparsity where it does the least damage; else by the paper's info cut.
         min_density: share of its entries that every head keeps at least when the sparsity is allocated.
+        block_for: prune whole tiles that the kernels of this device skip (``gen-mask --block-for``).
         via: sparsities on the way to a sparser allocated mask: the model is masked so far and calibrated in half
             of the steps first, and its sensitivity measured again; empty goes straight there.
         lowrank_calibration, calibration: of the two kinds of calibration; ``calibrate_steps=0`` leaves one out.
@@ -96,7 +100,9 @@ def compress(
     mask = None
     if sparsity is not None:
         allocated = Allocated(allocate=allocate, floor=FloorSettings(min_density=min_density))
-        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated)
+        mask = MaskSettings(
+            info=Info(sparsity=sparsity), allocated=allocated, tiles=BlockSettings(block_for=block_for)
+        )
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
@@ -116,6 +122,7 @@ def compress(
                 check_shares(some, settings, "num_images")
         if sparsity is not None:
             check_reachable(attention_shape(dense), dense.num_prefix_tokens, sparsity)
+            check_tiles(dense, BlockSettings(block_for=block_for))
         fit = partial(calibrate, runtime=running.for_training, reporter=reporter)
         student = dense_copy(dense)
         if heads is not None:

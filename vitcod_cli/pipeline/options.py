@@ -13,6 +13,7 @@ from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.lowrank.settings import LowRankSettings
+from vitcod_cli.masks.block_settings import BlockSettings
 from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.model.settings import ModelSettings, init_from_setting
 from vitcod_cli.runtime import RuntimeSettings
@@ -79,6 +80,7 @@ class PipelineOptions(Settings, panel="Model"):
         64, "Images in a batch of each process, in these epochs and in evaluation.", minimum=1, panel="Recipe"
     )
     floor: FloorSettings = field(default_factory=FloorSettings)
+    tiles: BlockSettings = field(default_factory=BlockSettings)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -91,13 +93,15 @@ class PipelineOptions(Settings, panel="Model"):
         return way_to(sparsity, self.via if method == "allocated" else (), self.calibration)
 
     def check_floor(self, methods: list[Method], flag: str, sparsities: list[float]) -> None:
-        """Raise a VitcodError if ``--min-density`` is given to other methods, or no mask can have it.
+        """Raise a VitcodError if ``--min-density`` is given to other methods or tiles, or no mask can have it.
 
         Args:
             flag: the option that ``sparsities`` are of.
         """
         if self.floor != FloorSettings() and "allocated" not in methods:
             raise VitcodError("--min-density goes with allocated masks, not with info; leave it out.")
+        if self.floor != FloorSettings() and self.tiles.shape is not None:
+            raise VitcodError(f"--min-density counts single entries; leave it or {self.tiles.chosen_by} out.")
         for sparsity in sparsities:
             if conflict := self.floor.conflict(sparsity, flag):
                 raise VitcodError(conflict)

@@ -19,6 +19,8 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.distributed import on_main, restarted
 from vitcod_cli.errors import VitcodError
+from vitcod_cli.masks.block_settings import BlockSettings
+from vitcod_cli.masks.blocks import cut_tokens
 from vitcod_cli.masks.budget import check_reachable
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer
@@ -92,6 +94,13 @@ class Prepared:
         return self.score(name, path, method, (*before, f"mask {name}", f"sparse {name}"))
 
 
+def check_tiles(model: Transformer, settings: BlockSettings) -> None:
+    """Raise a VitcodError if the model's tokens can't be cut into tiles of this size."""
+    if settings.shape is not None:
+        prefix, config = model.num_prefix_tokens, model_config(model).to_dict()
+        cut_tokens(attention_shape(model)[-1], prefix, config, *settings.shape)
+
+
 @contextmanager
 def prepare(
     command: str,
@@ -129,6 +138,7 @@ def prepare(
             )
         check_task(model, options.epochs)
         check_model(model)
+        check_tiles(model, options.tiles)
         scratch_for_maps(model, runtime.device, folder, QUIET, importance=importance)
         images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)

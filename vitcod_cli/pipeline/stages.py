@@ -117,7 +117,7 @@ class Stages:
         path = self.folder / f"{name}.safetensors"
         allocate = method == "allocated"
         allocated = Allocated(allocate=allocate, floor=self.options.floor if allocate else FloorSettings())
-        settings = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated)
+        settings = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated, tiles=self.options.tiles)
         options = MaskOptions(attn_map=str(attention_map), output=str(path), overwrite=True, mask=settings)
 
         def work() -> None:

@@ -183,13 +183,15 @@ def plan_attention(
 def find_clusters(keep: NDArray[np.bool_], grid: tuple[int, int]) -> list[Cluster]:
     """Group the queries of one head by the keys that they keep.
 
-    The search starts from small squares of patches, which look at much the same keys, and merges the two whose
-    union saves most until no merger saves anything.
+    The search starts from queries that keep the very same keys, as those of a tile of ``gen-mask --block`` do, or,
+    where these are many groups, from small squares of patches, which look at much the same keys; and it merges the
+    two whose union saves most until no merger saves anything.
 
     Args:
         keep: bool [N, N]. grid: see :func:`plan_attention`.
     """
-    members = _squares(len(keep), grid)
+    squares = _squares(len(keep), grid)
+    members = _alike(keep, most=len(squares)) or squares
     sizes = np.array([len(group) for group in members], dtype=np.float64)
     union = np.stack([keep[group].any(axis=0) for group in members]).astype(np.float32)
     shared = union @ union.T  # keys in common; the diagonal has each group's own number
@@ -222,6 +224,14 @@ def _padded(wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
     missing = -int(wanted.sum()) % LANES
     others = np.flatnonzero(~wanted)[:missing]
     return np.sort(np.concatenate([np.flatnonzero(wanted), others]))
+
+
+def _alike(keep: NDArray[np.bool_], most: int) -> list[NDArray[np.int64]]:
+    """Groups of queries that keep the same keys; none where they are more than ``most``."""
+    rows, group = np.unique(np.packbits(keep, axis=1), axis=0, return_inverse=True)
+    if len(rows) > most:
+        return []
+    return [np.flatnonzero(group.ravel() == number) for number in range(len(rows))]
 
 
 def _squares(tokens: int, grid: tuple[int, int]) -> list[NDArray[np.int64]]:
