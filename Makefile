@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 BIN = $(VENV)/bin
+# A file's tests stay in one process, which makes what they share once; small models need one thread each.
+PARALLEL = -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: install demo test test-slow test-oldest lint
 
@@ -24,17 +26,17 @@ demo: install
 	$(BIN)/vitcod demo --output-dir runs/demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(OLDEST)/constraints.txt --editable '.[test]'
-	$(OLDEST)/bin/python -m pytest -m 'not slow'
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m 'not slow'
 
 lint: install
 	$(BIN)/ruff check .

@@ -47,6 +47,26 @@ def sentence(error: pytest.ExceptionInfo[VitcodError]) -> str:
     return text
 
 
+def test_processes_that_add_to_one_file_lose_nothing(tmp_path: Path) -> None:
+    """As several ``eval --results-file`` do: each reads the file, and writes it with a line more."""
+    target = tmp_path / "new" / "rows.txt"
+    program = f"""
+from pathlib import Path
+from vitcod_cli.artifacts.files import atomic_path, one_at_a_time
+target = Path({str(target)!r})
+for _ in range(20):
+    with one_at_a_time(target):
+        before = target.read_text() if target.exists() else ""
+        with atomic_path(target) as temporary:
+            temporary.write_text(before + "row\\n")
+"""
+    run = [sys.executable, "-c", program]
+    processes = [subprocess.Popen(run, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert target.read_text() == 60 * "row\n"
+    assert os.listdir(target.parent) == ["rows.txt"]
+
+
 def test_file_appears_whole_with_the_permissions_of_any_file(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "data.txt"
     with atomic_path(target) as temporary:

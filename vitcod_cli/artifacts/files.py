@@ -61,6 +61,29 @@ def atomic_path(path: str | os.PathLike[str], before_replace: Callable[[], None]
         _sync(target.parent)
 
 
+@contextmanager
+def one_at_a_time(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process is in such a block for a file in the same folder, which is made if need be.
+
+    For a moment's work: reading a file, and writing it anew with more in it. The system forgets the lock with the
+    process. File systems that have no such locks, and Windows, go without.
+    """
+    folder, handle = Path(path).absolute().parent, None
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def free_path(
     path: str | os.PathLike[str],
     overwrite: bool,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitcod_cli.artifacts.files import free_path
+from vitcod_cli.artifacts.files import free_path, one_at_a_time
 from vitcod_cli.artifacts.rows_file import is_json, write_rows
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.evaluation.features_report import FeatureModel, FeaturesReport
@@ -44,14 +44,15 @@ def check_results_file(path: str, *kinds: tuple[str, ...]) -> None:
 
 
 def add_results(path: str, report: EvaluationReport | FeaturesReport) -> None:
-    """Add a row a model, behind those that are there; written whole or not at all."""
+    """Add a row a model, behind those that are there; written whole or not at all, by one process at a time."""
     columns: tuple[str, ...]
     if isinstance(report, FeaturesReport):
         columns, rows = FEATURE_COLUMNS, [_feature_row(model, report) for model in report.models]
     else:
         columns, rows = COLUMNS, [_accuracy_row(model, report) for model in report.models]
-    before = _rows_before(path, columns) if Path(path).exists() else []
-    write_rows(Path(path), [*before, *({name: row[name] for name in columns} for row in rows)])
+    with one_at_a_time(path):
+        before = _rows_before(path, columns) if Path(path).exists() else []
+        write_rows(Path(path), [*before, *({name: row[name] for name in columns} for row in rows)])
 
 
 def _rows_before(path: str, *kinds: tuple[str, ...]) -> list[dict[str, Any]]:
