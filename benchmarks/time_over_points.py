@@ -31,12 +31,20 @@ from vitcod_cli.plots.files import save_figure
 KINDS: dict[str, tuple[str, list[str]]] = {
     "info": ("info", []),
     "allocated": ("allocated", ["--allocate"]),
-    "cpu": ("allocated for a CPU", ["--allocate", "--block-for", "cpu"]),
+    "groups16": ("allocated, 16 queries share keys", ["--allocate", "--block", "16", "--block-keys", "1"]),
+    "groups32": ("allocated, 32 queries share keys", ["--allocate", "--block", "32", "--block-keys", "1"]),
+    "groups64": ("allocated, 64 queries share keys", ["--allocate", "--block", "64", "--block-keys", "1"]),
     "tiles16": ("allocated tiles of 16", ["--allocate", "--block", "16"]),
     "tiles32": ("allocated tiles of 32", ["--allocate", "--block", "32"]),
     "tiles64": ("allocated tiles of 64", ["--allocate", "--block", "64"]),
 }
-COLORS = dict(zip(KINDS, ("#7f7f7f", "#1f6fb4", "#c51b7d", "#d95f02", "#1b9e77", "#7570b3"), strict=True))
+COLORS = dict(
+    zip(
+        KINDS,
+        ("#7f7f7f", "#1f6fb4", "#f4a3c8", "#e7298a", "#8e0152", "#e6ab02", "#d95f02", "#7570b3"),
+        strict=True,
+    )
+)
 
 Row = dict[str, Any]
 
@@ -153,7 +161,9 @@ def main() -> None:
     parser.add_argument("--attn-map", required=True, help="with importance, of that size")
     parser.add_argument("--data-path", required=True)
     parser.add_argument("--output-dir", default="runs/time_over_points")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=["info", "allocated", "cpu", "tiles32"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(KINDS), default=["info", "allocated", "groups64", "tiles32"]
+    )
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.75, 0.9, 0.95])
     parser.add_argument("--calibrate", metavar="ARGS", help="of finetune-sparse, such as '--calibrate-steps 100'")
     parser.add_argument("--val-images", type=int)

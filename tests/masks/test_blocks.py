@@ -13,7 +13,8 @@ from command_line import Cli, MakeMap
 from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.mask import Mask, read_mask
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.blocks import map_of_tiles, tiles_of, whole_tiles
+from vitcod_cli.masks.block_settings import BlockSettings
+from vitcod_cli.masks.blocks import Tiles, cut_tokens, map_of_tiles, whole_tiles
 from vitcod_cli.masks.budget import worth_of
 from vitcod_cli.masks.generate import generate_mask
 from vitcod_cli.masks.method import SparsityError
@@ -38,6 +39,11 @@ def tiled_map(make_map: MakeMap, grid: tuple[int, int] = GRID, prefix: int = 1, 
 
 def make(attention_map: AttentionMap, **values: Any) -> Mask:
     return generate_mask(attention_map, MaskSettings.from_flat(values), SilentReporter())
+
+
+def tiles_of(attention_map: AttentionMap, prefix: int, block: int, keys: int) -> Tiles:
+    settings = BlockSettings(block=block, block_keys=keys)
+    return cut_tokens(attention_map.attention.shape[-1], prefix, attention_map.info["model_config"], settings)
 
 
 def kept_tiles(keep: np.ndarray, queries: TokenTiles, keys: TokenTiles | None = None) -> np.ndarray:
@@ -164,11 +170,11 @@ def test_what_does_not_go_together(values: dict[str, Any], message: str) -> None
 
 def test_maps_that_have_no_such_tiles(make_map: MakeMap) -> None:
     given = tiled_map(make_map, (6, 6))
-    with pytest.raises(VitcodError, match=r"--block 64 is more than the 36 patches of an image; take at most 32"):
+    with pytest.raises(VitcodError, match=r"--block takes 64 queries .* 36 patches; take --block 32 at most"):
         make(given, block=64)
     with pytest.raises(VitcodError, match=r"37 tokens, 0 of them .* make no grid.*--num-prefix-tokens"):
         make(AttentionMap(given.attention), block=16, num_prefix_tokens=0)
-    with pytest.raises(VitcodError, match=r"--block 16 is more than the 9 patches of an image; leave it out"):
+    with pytest.raises(VitcodError, match=r"--block takes 16 queries in a tile.* 9 patches; leave it out"):
         make(tiled_map(make_map, (3, 3)), block=16)
 
 
@@ -201,18 +207,30 @@ def test_the_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
     assert "--sparsity 0.999 can't be reached with --block 16" in error
 
 
+@pytest.mark.parametrize(
+    ("patches", "queries"), [(16, 16), (196, 16), (511, 16), (576, 32), (1024, 64), (1369, 64), (4096, 128)]
+)
+def test_a_sixteenth_of_the_queries_shares_keys_on_a_cpu(patches: int, queries: int) -> None:
+    assert BlockSettings(block_for="cpu").shape(patches) == (queries, 1)
+
+
 def test_tiles_for_a_device(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
     write_attention_map(tmp_path / "map.safetensors", tiled_map(make_map))
     words = ("gen-mask", "--attn-map", "map.safetensors", "--sparsity", 0.7, "--allocate")
     outcome = cli(*words, "--for", "cpu")
-    assert outcome.out == "allocated_block64x1_0.70.safetensors\n"
+    assert outcome.out == "allocated_cpu_0.70.safetensors\n"
     keep = read_mask(tmp_path / outcome.out.strip()).keep
-    same = cli(*words, "--block", 64, "--block-keys", 1, "--output", "same.safetensors")
+    same = cli(*words, "--block", 16, "--block-keys", 1)
+    assert same.out == "allocated_block16x1_0.70.safetensors\n"
     np.testing.assert_array_equal(read_mask(tmp_path / same.out.strip()).keep, keep)
-    small = kept_tiles(keep, token_tiles(257, GRID, 64), token_tiles(257, GRID, 1))
-    assert f"Whole tiles of 64 queries and 1 key: {1 - small.mean():.1%} are empty." in outcome.err
+    small = kept_tiles(keep, token_tiles(257, GRID, 16), token_tiles(257, GRID, 1))
+    assert f"Whole tiles of 16 queries and 1 key: {1 - small.mean():.1%} are empty." in outcome.err
     assert "block_keys" in cli("inspect", outcome.out.strip(), "--json").out
-    assert cli(*words, "--block-for", "gpu", "--sparsity", 0.4).out.startswith("allocated_block128_0.3")
+    assert cli(*words, "--block-for", "gpu", "--sparsity", 0.4).out.startswith("allocated_gpu_0.3")
+    few = tiled_map(make_map, (8, 8))
+    write_attention_map(tmp_path / "few.safetensors", few)
+    error = cli("gen-mask", "--attn-map", "few.safetensors", "--block-for", "gpu").error
+    assert "--block-for takes 128 queries in a tile, and an image has 64 patches" in error
 
 
 def test_a_ratio_of_tiles_is_not_one_of_entries(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:

@@ -224,7 +224,7 @@ def test_a_folder_of_images_without_labels(compress: Any, image_folder: Path, tm
             ("--min-density", 0.05, "--block-for", "cpu"),
             "--min-density counts single entries; leave it or --block-for",
         ),
-        (("--block-for", "cpu"), "--block 64 is more than the 16 patches of an image; take at most 16"),
+        (("--block-for", "gpu"), "--block-for takes 128 queries in a tile, and an image has 16 patches"),
         (("--calibrate-images", 1), "--calibrate-images 1 is too few"),
         (("--sparsity", 0.9, "--overwrite", "--resume"), "exclude each other"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, setting
@@ -11,8 +11,12 @@ from vitcod_cli.settings import Settings, setting
 LEAST_BLOCK = 16
 """Fewest queries of a tile: no kernel of a GPU computes smaller ones, and no plan on a CPU is worth it."""
 
-SHAPES: dict[str, tuple[int, int]] = {"cpu": (64, 1), "gpu": (128, 128)}
-"""Queries and keys of the tiles that the kernels of a device skip; see docs/benchmarks.md."""
+GPU_TILE = 128
+"""Queries and keys of the tiles that FlexAttention skips at the size it is fastest with."""
+
+CPU_GROUPS, LARGEST_GROUP = 16, 128
+"""Into so many groups, or a few more, the queries of an image fall that share their keys on a CPU: fewer lose more
+accuracy, more save less time; and the most queries of one. See docs/benchmarks.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ class BlockSettings(Settings, panel="Mask"):
     )
     block_for: Literal["cpu", "gpu"] | None = setting(
         None,
-        "The tiles that save time there: --block 64 --block-keys 1 for cpu, --block 128 for gpu.",
+        "The tiles that save time there: for cpu a sixteenth of the queries, or less, shares its keys, as with "
+        "--block 64 --block-keys 1 at 1,024 patches; for gpu --block 128.",
         show_default=False,
         aliases=("--for",),
     )
@@ -66,11 +71,33 @@ class BlockSettings(Settings, panel="Mask"):
             )
 
     @property
-    def shape(self) -> tuple[int, int] | None:
-        """Queries and keys of a tile; None: single entries."""
-        if self.block_for is not None:
-            return SHAPES[self.block_for]
-        return None if self.block is None else (self.block, self.block_keys or self.block)
+    def given(self) -> bool:
+        """Whether there are tiles, or single entries."""
+        return self.block is not None or self.block_for is not None
+
+    def shape(self, patches: int) -> tuple[int, int]:
+        """Queries and keys of a tile for images of so many patches, where tiles are given.
+
+        Raises:
+            VitcodError: if they are more than the patches.
+        """
+        queries, keys = self._shape(patches)
+        if queries > patches:
+            most = 1 << (patches.bit_length() - 1)
+            way_on = f"take --block {most} at most" if most >= LEAST_BLOCK else "leave it out"
+            raise VitcodError(
+                f"{self.chosen_by} takes {queries} queries in a tile, and an image has {patches} patches; "
+                f"{way_on}."
+            )
+        return queries, keys
+
+    def _shape(self, patches: int) -> tuple[int, int]:
+        if self.block is not None:
+            return self.block, self.block_keys or self.block
+        if self.block_for == "gpu":
+            return GPU_TILE, GPU_TILE
+        share = max(patches // CPU_GROUPS, LEAST_BLOCK)
+        return min(1 << (share.bit_length() - 1), LARGEST_GROUP), 1
 
     @property
     def chosen_by(self) -> str:
@@ -78,17 +105,11 @@ class BlockSettings(Settings, panel="Mask"):
         return "--block" if self.block_for is None else "--block-for"
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """What a mask's info says of them."""
-        if self.shape is None:
-            return {}
-        queries, keys = self.shape
-        return {"block": queries} if keys == queries else {"block": queries, "block_keys": keys}
-
-    @property
     def suffix(self) -> str:
         """What names of files say of them."""
-        if self.shape is None:
+        if self.block_for is not None:
+            return f"_{self.block_for}"
+        if self.block is None:
             return ""
-        queries, keys = self.shape
-        return f"_block{queries}" if keys == queries else f"_block{queries}x{keys}"
+        keys = "" if self.block_keys in (None, self.block) else f"x{self.block_keys}"
+        return f"_block{self.block}{keys}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.block_settings import LEAST_BLOCK
+from vitcod_cli.masks.block_settings import BlockSettings
 from vitcod_cli.masks.budget import (
     budget,
     fewest_needed,
@@ -49,39 +49,36 @@ class Tiles:
         return np.outer(self.queries.sizes, self.keys.sizes)
 
     @property
+    def parameters(self) -> dict[str, int]:
+        """What a mask's info says of their size."""
+        queries, keys = self.queries.block, self.keys.block
+        return {"block": queries} if keys == queries else {"block": queries, "block_keys": keys}
+
+    @property
     def num_prefix(self) -> int:
         """Tiles of prefix tokens, the first ones; as many of keys as of queries."""
         return self.queries.num_prefix
 
 
-def tiles_of(attention_map: AttentionMap, num_prefix_tokens: int, block: int, block_keys: int) -> Tiles:
-    """The tiles of a map's tokens; see :func:`cut_tokens`."""
-    config = attention_map.info.get("model_config", {})
-    return cut_tokens(attention_map.attention.shape[-1], num_prefix_tokens, config, block, block_keys)
-
-
 def cut_tokens(
-    num_tokens: int, num_prefix_tokens: int, config: Mapping[str, Any], block: int, block_keys: int
+    num_tokens: int, num_prefix_tokens: int, config: Mapping[str, Any], settings: BlockSettings
 ) -> Tiles:
-    """The tiles of a model's tokens: ``block`` queries by ``block_keys`` keys, which are no more.
+    """The tiles of a model's tokens.
 
     Args:
         config: of the model; empty where it isn't known.
 
     Raises:
-        VitcodError: if the patches make no grid, or are fewer than ``block``.
+        VitcodError: if the patches make no grid, or are too few.
     """
     patches = num_tokens - num_prefix_tokens
     grid = patch_grid(patches, config)
     if grid is None:
         raise VitcodError(
-            f"--block needs to know where the patches are, and {num_tokens} tokens, {num_prefix_tokens} of them "
-            "before the patches, make no grid; check --num-prefix-tokens."
+            f"{settings.chosen_by} needs to know where the patches are, and {num_tokens} tokens, "
+            f"{num_prefix_tokens} of them before the patches, make no grid; check --num-prefix-tokens."
         )
-    if block > patches:
-        most = 1 << (patches.bit_length() - 1)
-        way_on = f"take at most {most}" if most >= LEAST_BLOCK else "leave it out"
-        raise VitcodError(f"--block {block} is more than the {patches} patches of an image; {way_on}.")
+    block, block_keys = settings.shape(patches)
     shape = (grid.rows, grid.columns)
     keys = token_tiles(num_tokens, shape, block_keys, prefix_block=block)
     return Tiles(token_tiles(num_tokens, shape, block), keys)

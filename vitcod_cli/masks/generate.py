@@ -7,7 +7,7 @@ from typing import Any
 from vitcod_cli.artifacts.attention_map import AttentionMap
 from vitcod_cli.artifacts.mask import Mask
 from vitcod_cli.errors import VitcodError
-from vitcod_cli.masks.blocks import made_of_tiles, map_of_tiles, tiles_of, whole_tiles
+from vitcod_cli.masks.blocks import cut_tokens, made_of_tiles, map_of_tiles, whole_tiles
 from vitcod_cli.masks.method import Made
 from vitcod_cli.masks.prefix import check_rows
 from vitcod_cli.masks.settings import MaskSettings
@@ -53,13 +53,13 @@ def generate_mask(attention_map: AttentionMap, settings: MaskSettings, reporter:
 def _made(attention_map: AttentionMap, settings: MaskSettings, prefix: int) -> tuple[Made, dict[str, Any]]:
     """The mask, and what is to say of its tiles where it is one of ``--block``."""
     method, protected = settings.chosen, settings.protects_prefix
-    shape = settings.tiles.shape
-    if shape is None:
+    if not settings.tiles.given:
         return method.make(attention_map, prefix if protected else 0), {}
-    tiles = tiles_of(attention_map, prefix, *shape)
+    config = attention_map.info.get("model_config", {})
+    tiles = cut_tokens(attention_map.attention.shape[-1], prefix, config, settings.tiles)
     small = map_of_tiles(attention_map, tiles)
     made = made_of_tiles(method, small, tiles, tiles.num_prefix if protected else 0)
-    tiled = {**settings.tiles.parameters, "empty_tiles": sparsity_of(made.keep)}
+    tiled = {**tiles.parameters, "empty_tiles": sparsity_of(made.keep)}
     return made._replace(keep=whole_tiles(made.keep, tiles)), tiled
 
 

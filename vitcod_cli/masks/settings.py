@@ -73,7 +73,7 @@ class MaskSettings(Settings, panel="Mask"):
             raise SparsityError(conflict)
 
     def _check_block(self) -> None:
-        if self.tiles.shape is None:
+        if not self.tiles.given:
             return
         flag = self.tiles.chosen_by
         if self.allocated.lanes is not None:

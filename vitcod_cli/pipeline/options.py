@@ -100,7 +100,7 @@ class PipelineOptions(Settings, panel="Model"):
         """
         if self.floor != FloorSettings() and "allocated" not in methods:
             raise VitcodError("--min-density goes with allocated masks, not with info; leave it out.")
-        if self.floor != FloorSettings() and self.tiles.shape is not None:
+        if self.floor != FloorSettings() and self.tiles.given:
             raise VitcodError(f"--min-density counts single entries; leave it or {self.tiles.chosen_by} out.")
         for sparsity in sparsities:
             if conflict := self.floor.conflict(sparsity, flag):

@@ -96,9 +96,9 @@ class Prepared:
 
 def check_tiles(model: Transformer, settings: BlockSettings) -> None:
     """Raise a VitcodError if the model's tokens can't be cut into tiles of this size."""
-    if settings.shape is not None:
-        prefix, config = model.num_prefix_tokens, model_config(model).to_dict()
-        cut_tokens(attention_shape(model)[-1], prefix, config, *settings.shape)
+    if settings.given:
+        config = model_config(model).to_dict()
+        cut_tokens(attention_shape(model)[-1], model.num_prefix_tokens, config, settings)
 
 
 @contextmanager
