@@ -14,7 +14,7 @@ LEAST_BLOCK = 16
 GPU_TILE = 128
 """Queries and keys of the tiles that FlexAttention skips at the size it is fastest with."""
 
-CPU_GROUPS, LARGEST_GROUP = 16, 128
+CPU_GROUPS, LARGEST_GROUP = 32, 128
 """Into so many groups, or a few more, the queries of an image fall that share their keys on a CPU: fewer lose more
 accuracy, more save less time; and the most queries of one. See docs/benchmarks.md."""
 
@@ -43,8 +43,8 @@ class BlockSettings(Settings, panel="Mask"):
     )
     block_for: Literal["cpu", "gpu"] | None = setting(
         None,
-        "The tiles that save time there: for cpu a sixteenth of the queries, or less, shares its keys, as with "
-        "--block 64 --block-keys 1 at 1,024 patches; for gpu --block 128.",
+        "The tiles that save time there: for cpu groups of 16 queries, 32 from 1,024 patches on, up to 128, that "
+        "share their keys (--block-keys 1); for gpu --block 128.",
         show_default=False,
         aliases=("--for",),
     )
