@@ -143,6 +143,8 @@ def draw(rows: Sequence[Row], path: str, title: str) -> None:
         for row, x, y in zip(own, lost, times, strict=True):
             axes.annotate(f"{100 * row['sparsity']:.0f} %", (x, y), (4, 4), textcoords="offset points", fontsize=8)
     axes.axhline(1, color="black", linestyle="--", linewidth=1)
+    axes.margins(x=0.09)  # room for the last label
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.set(xlabel="points of Acc@1 lost", ylabel="time, as a share of that without a mask", title=title)
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -14,9 +14,11 @@ LEAST_BLOCK = 16
 GPU_TILE = 128
 """Queries and keys of the tiles that FlexAttention skips at the size it is fastest with."""
 
-CPU_GROUPS, LARGEST_GROUP = 32, 128
-"""Into so many groups, or a few more, the queries of an image fall that share their keys on a CPU: fewer lose more
-accuracy, more save less time; and the most queries of one. See docs/benchmarks.md."""
+SMALL_GROUP, LARGE_GROUP, LARGE = 16, 64, 1024
+"""Queries that share their keys on a CPU, 4 x 4 patches or 8 x 8, and from how many patches on the latter.
+
+Smaller groups lose less accuracy; larger ones save more time, where tokens are many. See docs/benchmarks.md.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,8 @@ class BlockSettings(Settings, panel="Mask"):
     )
     block_for: Literal["cpu", "gpu"] | None = setting(
         None,
-        "The tiles that save time there: for cpu groups of 16 queries, 32 from 1,024 patches on, up to 128, that "
-        "share their keys (--block-keys 1); for gpu --block 128.",
+        "The tiles that save time there: for cpu groups of 16 queries, of 64 from 1,024 patches on, that share "
+        "their keys (--block-keys 1); for gpu --block 128.",
         show_default=False,
         aliases=("--for",),
     )
@@ -96,8 +98,7 @@ class BlockSettings(Settings, panel="Mask"):
             return self.block, self.block_keys or self.block
         if self.block_for == "gpu":
             return GPU_TILE, GPU_TILE
-        share = max(patches // CPU_GROUPS, LEAST_BLOCK)
-        return min(1 << (share.bit_length() - 1), LARGEST_GROUP), 1
+        return LARGE_GROUP if patches >= LARGE else SMALL_GROUP, 1
 
     @property
     def chosen_by(self) -> str:
