@@ -18,6 +18,9 @@ import vitcod_cli
 import vitcod_cli.bench.measure
 from vitcod_cli.artifacts.mask import Mask, read_mask, write_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
+from vitcod_cli.bench.masks_report import MasksReport, MaskTimes
+from vitcod_cli.bench.measure import Comparison, Measurement, Results
+from vitcod_cli.bench.timing import Spread
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import attention_shape, set_keep_mask
 from vitcod_cli.model.load import save_model
@@ -218,6 +221,29 @@ def test_the_table_of_masks(cli: Cli, tiny_checkpoint: Path, two_masks: tuple[st
     ]
     assert outcome.out.count("out of memory") == 2
     assert "Mask 2 of 2: m48.safetensors" in outcome.err
+
+
+def test_what_is_said_of_masks_that_pay_and_of_those_that_do_not() -> None:
+    def timed(mask: str, size: int, ratio: float) -> MaskTimes:
+        measured = [
+            Measurement("forward", 8, name, [seconds] * 6, None)
+            for name, seconds in (("model", ratio), ("no mask", 1))
+        ]
+        compared = Comparison("forward", 8, "no mask", Spread(ratio, ratio, ratio), 6)
+        return MaskTimes(mask, (size, size), 17, 0.9, 0.3, Results(measured, [compared]))
+
+    def verdict(*masks: MaskTimes) -> str:
+        return MasksReport("model", {}, list(masks)).verdict
+
+    slow, fast, faster = timed("slow", 32, 1.0), timed("fast", 48, 0.9), timed("faster", 48, 0.8)
+    assert verdict(slow) == "At 32 pixels the mask saves no time that could be told here."
+    assert verdict(slow, slow) == "At 32 pixels the masks save no time that could be told here."
+    assert verdict(fast, slow) == (
+        "At 32 pixels the mask saves no time that could be told here. At 48 pixels fast saves 10.0 % of the time."
+    )
+    assert verdict(fast, faster) == (
+        "At 48 pixels faster saves 20.0 % of the time, the most; 2 of the 2 masks save some."
+    )
 
 
 def test_masks_that_do_not_fit_are_refused_before_any_is_timed(

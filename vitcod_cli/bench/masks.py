@@ -15,7 +15,7 @@ from vitcod_cli.evaluation.programs import is_program
 from vitcod_cli.model.build import model_config
 from vitcod_cli.model.families import Transformer, image_size, num_tokens
 from vitcod_cli.model.layers import attentions, check_masked
-from vitcod_cli.model.load import apply_mask, load_model
+from vitcod_cli.model.load import load_model, put_mask
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime
 
@@ -31,11 +31,11 @@ def bench_masks(options: BenchOptions, runtime: Runtime, reporter: Reporter) -> 
     if options.checkpoint is not None and is_program(options.checkpoint):
         raise VitcodError(f"--masks can't be put into the program {options.checkpoint}; take its checkpoint.")
     options = options.changed(training=False)
-    models = [_masked(options, path, reporter) for path in options.masks]
-    check_masked(options.attention, models)
-    name = model_config(models[0]).model
-    del models
-    found = []
+    for path in options.masks:
+        model = _masked(options, path, reporter)
+        check_masked(options.attention, [model])
+    name, found = model_config(model).model, []
+    del model
     for number, path in enumerate(options.masks, 1):
         reporter.info(f"Mask {number} of {len(options.masks)}: {path}")
         found.append(_times(runtime.prepare(_masked(options, path, QUIET)), path, options, runtime, reporter))
@@ -64,12 +64,12 @@ def _sparsity(model: Transformer) -> float:
 
 def _masked(options: BenchOptions, path: str, reporter: Reporter) -> Transformer:
     """The model under a mask, at the image size that the mask says it is for."""
-    settings = options.model
-    size = read_mask(path, "--masks").info.get("model_config", {}).get("img_size")
+    settings, mask = options.model, read_mask(path, "--masks")
+    size = mask.info.get("model_config", {}).get("img_size")
     if size is not None and settings.img_size is None:
         height, width = size
         if height == width:
             settings = settings.changed(img_size=height)
     model = load_model(settings, options.checkpoint, flag="--checkpoint", reporter=reporter)
-    apply_mask(model, path, "--masks", reporter)
+    put_mask(model, mask, f"--masks {path}", reporter)
     return model

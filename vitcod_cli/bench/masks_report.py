@@ -90,8 +90,8 @@ class MasksReport:
         own = [one for one in self.masks if one.img_size == size]
         paying = [one for one in own if one.pays]
         if not paying:
-            which = "the mask saves" if len(own) == 1 else "none of the masks saves"
-            return f"At {_pixels(size)} pixels {which} time that could be told here."
+            which = "the mask saves" if len(own) == 1 else "the masks save"
+            return f"At {_pixels(size)} pixels {which} no time that could be told here."
         best = max(paying, key=lambda one: one.saved_time)
         found = f"At {_pixels(size)} pixels {visible(best.mask)} saves {percent(best.saved_time)} of the time"
         if len(own) == 1:

@@ -53,14 +53,12 @@ class BlockSettings(Settings, panel="Mask"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block_for is not None:
-            for flag, value in (("--block", self.block), ("--block-keys", self.block_keys)):
-                if value is not None:
-                    raise VitcodError(
-                        f"--block-for says how large tiles are, as {flag} does; leave one of them out."
-                    )
         for flag, value in (("--block", self.block), ("--block-keys", self.block_keys)):
-            if value is not None and value & (value - 1):
+            if value is None:
+                continue
+            if self.block_for is not None:
+                raise VitcodError(f"--block-for says how large tiles are, as {flag} does; leave one out.")
+            if value & (value - 1):
                 below = 1 << (value.bit_length() - 1)
                 raise VitcodError(f"{flag} must be a power of two, such as {below}, not {value}.")
         if self.block_keys is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcod_cli.artifacts.architecture import architecture_in_words, class_count_of, svd_type_of
 from vitcod_cli.artifacts.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vitcod_cli.artifacts.files import first_line
-from vitcod_cli.artifacts.mask import read_mask
+from vitcod_cli.artifacts.mask import Mask, read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.attention import SparseLowRankAttention
@@ -81,10 +81,21 @@ def apply_mask(
     Raises:
         VitcodError: if it can't be read or is another model's.
     """
-    mask = read_mask(path, flag)
-    set_keep_mask(model, torch.from_numpy(mask.keep), f"{flag} {path}")
+    put_mask(model, read_mask(path, flag), f"{flag} {path}", reporter)
+
+
+def put_mask(model: Transformer, mask: Mask, subject: str, reporter: Reporter) -> None:
+    """Fix a mask on ``model``.
+
+    Args:
+        subject: what messages call the mask.
+
+    Raises:
+        VitcodError: if it is another model's.
+    """
+    set_keep_mask(model, torch.from_numpy(mask.keep), subject)
     try:
-        check_origin(mask.info, model, f"{flag} {path}", reporter)
+        check_origin(mask.info, model, subject, reporter)
     except VitcodError:
         clear_keep_mask(model)
         raise

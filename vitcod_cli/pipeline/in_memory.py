@@ -97,12 +97,10 @@ def compress(
     if num_images < 1:
         raise VitcodError(f"num_images must be at least 1, not {num_images}.")
     heads = LowRankSettings(svd_type=svd_type) if svd_type != "none" else None
-    mask = None
+    mask, tiles = None, BlockSettings(block_for=block_for)
     if sparsity is not None:
         allocated = Allocated(allocate=allocate, floor=FloorSettings(min_density=min_density))
-        mask = MaskSettings(
-            info=Info(sparsity=sparsity), allocated=allocated, tiles=BlockSettings(block_for=block_for)
-        )
+        mask = MaskSettings(info=Info(sparsity=sparsity), allocated=allocated, tiles=tiles)
     lowrank_calibration = lowrank_calibration or LowRankCalibrationSettings()
     calibration = calibration or CalibrationSettings()
     with start(runtime or RuntimeSettings()) as running:
@@ -122,7 +120,7 @@ def compress(
                 check_shares(some, settings, "num_images")
         if sparsity is not None:
             check_reachable(attention_shape(dense), dense.num_prefix_tokens, sparsity)
-            check_tiles(dense, BlockSettings(block_for=block_for))
+            check_tiles(dense, tiles)
         fit = partial(calibrate, runtime=running.for_training, reporter=reporter)
         student = dense_copy(dense)
         if heads is not None:
