@@ -8,7 +8,8 @@
 Makes each mask with ``gen-mask``, times the model under it against itself without one (``bench``), and evaluates
 all on the same images (``eval``). ``--calibrate`` runs ``finetune-sparse --epochs 0`` under each first, with these
 arguments. What is made or measured isn't again: the same command goes on, and ``--no-time`` leaves the timing to a
-later call, on a machine that does nothing else. Leaves time_over_points.csv in the output folder, and prints it.
+later call, on a machine that does nothing else. A folder holds results of the same options only (settings.json).
+Leaves time_over_points.csv in the output folder, and prints it.
 
 A mask is worth its points where no other of less time has lost fewer.
 """
@@ -71,6 +72,19 @@ class Masks:
         self.model: list[object] = ["--img-size", options.img_size]
         self.model += ["--model", options.model] if options.model else []
 
+    def open(self) -> None:
+        """Make the folder, or see that what is in it was made with these options."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, options = self.folder / "settings.json", vars(self.options)
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        asked = {name: options[name] for name in (*DECIDE, *(() if self.options.no_time else DECIDE_TIME))}
+        other = [name for name, value in asked.items() if known.get(name, value) != value]
+        if other:
+            flags = ", ".join(f"--{name.replace('_', '-')} {known[name]}" for name in other)
+            sys.exit(f"{self.folder} holds results of {flags}; give that, or name another --output-dir.")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({**known, **asked}, indent=2) + "\n", encoding="utf-8")
+
     def mask(self, kind: str, sparsity: float) -> Path | None:
         """None where the map can't give it."""
         path = self.folder / f"{kind}_{100 * sparsity:g}.safetensors"
@@ -127,6 +141,10 @@ class Masks:
 
 ENDS = {"": "points", "_low": "low", "_high": "high"}
 
+DECIDE = ("checkpoint", "model", "img_size", "attn_map", "data_path", "calibrate", "val_images", "precision")
+DECIDE_TIME = ("batch_size", "seconds")
+"""Options that the figures of a folder depend on; the latter those of its times."""
+
 
 def draw(rows: Sequence[Row], path: str, title: str) -> None:
     """Time over points lost, a line for each kind of mask."""
@@ -176,7 +194,7 @@ def main() -> None:
     parser.add_argument("--plot", metavar="FILE", help=".png, .pdf or .svg")
     options = parser.parse_args()
     masks, rows = Masks(options), []
-    masks.folder.mkdir(parents=True, exist_ok=True)
+    masks.open()
     for kind in options.kinds:
         for sparsity in options.sparsities:
             mask = masks.mask(kind, sparsity)

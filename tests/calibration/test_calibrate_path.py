@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,16 +51,46 @@ def test_the_training_images_by_name_are_the_training_images(cli: Cli, dense: st
     assert same(weights("out"), weights("twice"))  # a file counts once
 
 
-def test_other_images_are_added(cli: Cli, dense: str, image_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    """A folder of seven other images, at any depth."""
     for index in range(7):
         path = tmp_path / "more" / ("deep/er" if index % 2 else "") / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (50, 40), (30 * index, 90, 200)).save(path)
+    return tmp_path / "more"
+
+
+def count_of(*folders: Path) -> int:
+    return sum(path.is_file() for folder in folders for path in folder.rglob("*.*"))
+
+
+def test_other_images_are_added(cli: Cli, dense: str, image_folder: Path, more: Path) -> None:
     lowrank(cli, dense, image_folder)
-    said = lowrank(cli, dense, image_folder, "--calibrate-path", image_folder, tmp_path / "more", output="both")
-    count = len(list((image_folder / "train").rglob("*.*"))) + 7
-    assert f"Calibration uses {count} images" in said
+    said = lowrank(cli, dense, image_folder, "--calibrate-path", image_folder, more, output="both")
+    assert f"Calibration uses {count_of(image_folder / 'train', more)} images" in said
     assert not same(weights("out"), weights("both"))
+
+
+def test_two_processes_share_the_images(
+    cli: Cli, run_cli: Callable[..., Any], dense: str, image_folder: Path, more: Path
+) -> None:
+    """Heads are fitted to moments over all of them, so that each image counts once, in one process or two."""
+    words = ("finetune-lowrank", "--init-from", dense, "--data-path", image_folder, *RUN, *CALIBRATE)
+    words += ("--calibrate-path", image_folder, more)
+    for processes in (1, 2):
+        count = ("--nproc-per-node", processes, "--output-dir", f"by{processes}")
+        done = run_cli(*words, "--calibrate-steps", 0, *count)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(f"Calibration uses {count_of(image_folder / 'train', more)} images") == 1
+    one, two = weights("by1"), weights("by2")
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
+    lowrank(cli, dense, image_folder, "--calibrate-steps", 0, output="without")
+    assert not all(
+        torch.allclose(one[name], tensor, rtol=1e-3, atol=1e-4) for name, tensor in weights("without").items()
+    )
+    calibrated = run_cli(*words, "--nproc-per-node", 2, "--output-dir", "calibrated")
+    assert calibrated.returncode == 0, calibrated.stderr
 
 
 def test_a_wrong_folder_is_found_at_once(cli: Cli, dense: str, image_folder: Path, tmp_path: Path) -> None:

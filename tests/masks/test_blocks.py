@@ -182,7 +182,7 @@ def test_maps_that_have_no_such_tiles(make_map: MakeMap) -> None:
 def test_a_sparsity_out_of_reach_says_what_can_be_reached(make_map: MakeMap, settings: dict[str, Any]) -> None:
     given = tiled_map(make_map)
     with pytest.raises(
-        SparsityError, match=r"--sparsity 0\.97 can't be reached with --block 16: .* at most"
+        SparsityError, match=r"--sparsity 0\.97 can't be reached in tiles of 16 queries and 16 keys: .* at most"
     ) as caught:
         make(given, block=16, sparsity=0.97, **settings)
     most = float(str(caught.value).split(" at most")[0].split()[-1])
@@ -204,7 +204,7 @@ def test_the_command(cli: Cli, tmp_path: Path, make_map: MakeMap) -> None:
     assert 0 < figures["empty_tiles"] < 1
     assert "pruned" in cli("inspect", outcome.out.strip()).out
     error = cli(*words, "--sparsity", 0.999).error
-    assert "--sparsity 0.999 can't be reached with --block 16" in error
+    assert "--sparsity 0.999 can't be reached in tiles of 16 queries and 16 keys" in error
 
 
 @pytest.mark.parametrize(

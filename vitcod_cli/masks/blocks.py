@@ -197,8 +197,9 @@ def _out_of_reach(
             f"--sparsity {sparsity:g} keeps more than the {method.name} method can in tiles of this map; prune "
             "more, or take --method ratio."
         )
-    block = tiles.queries.block
+    queries, keys = tiles.queries.block, tiles.keys.block
+    size = f"{queries} queries and {keys} {'key' if keys == 1 else 'keys'}"
     return SparsityError(
-        f"--sparsity {sparsity:g} can't be reached with --block {block}: a tile of every row of tiles and all "
-        f"prefix tokens are kept, which leaves {most:.4f} at most; prune less, or take smaller tiles."
+        f"--sparsity {sparsity:g} can't be reached in tiles of {size}: one of every row of tiles and all prefix "
+        f"tokens are kept, which leaves {most:.4f} at most; prune less, or take smaller tiles (--block)."
     )
