@@ -17,6 +17,7 @@ A mask is worth its points where no other of less time has lost fewer.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shlex
 import subprocess
@@ -146,29 +147,45 @@ DECIDE_TIME = ("batch_size", "seconds")
 """Options that the figures of a folder depend on; the latter those of its times."""
 
 
-def draw(rows: Sequence[Row], path: str, title: str) -> None:
-    """Time over points lost, a line for each kind of mask."""
+def read_rows(folder: str) -> tuple[int, list[Row]]:
+    """Image size and rows of a folder that another call has left."""
+    with Path(folder, "time_over_points.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    if any(not line.get("time_ratio") for line in lines):
+        sys.exit(f"{folder} has rows without a time; run its command again without --no-time.")
+    rows = [{name: value if name == "kind" else float(value) for name, value in line.items()} for line in lines]
+    return int(json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))["img_size"]), rows
+
+
+def draw(panels: Sequence[tuple[str, Sequence[Row]]], path: str) -> None:
+    """Time over points lost, a line for each kind of mask; a panel for each title."""
     from matplotlib.figure import Figure
 
-    figure: Any = Figure(figsize=(7.2, 4.8), dpi=120, facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    for kind, (label, _) in KINDS.items():
-        own = sorted((row for row in rows if row["kind"] == kind), key=lambda row: float(row["sparsity"]))
-        if not own:
-            continue
-        lost, times = [-row["points"] for row in own], [row["time_ratio"] for row in own]
-        axes.plot(lost, times, color=COLORS[kind], marker="o", markersize=4, label=label)
-        for row, x, y in zip(own, lost, times, strict=True):
-            axes.annotate(f"{100 * row['sparsity']:.0f} %", (x, y), (4, 4), textcoords="offset points", fontsize=8)
-    axes.axhline(1, color="black", linestyle="--", linewidth=1)
-    axes.margins(x=0.09)  # room for the last label
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    axes.set(xlabel="points of Acc@1 lost", ylabel="time, as a share of that without a mask", title=title)
-    axes.grid(color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    width = 7.2 if len(panels) == 1 else 5.4 * len(panels)
+    figure: Any = Figure(figsize=(width, 4.8), dpi=120, facecolor="white", layout="constrained")
+    for axes, (title, rows) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
+    ):
+        for kind, (label, _) in KINDS.items():
+            own = sorted((row for row in rows if row["kind"] == kind), key=lambda row: float(row["sparsity"]))
+            if not own:
+                continue
+            lost, times = [-row["points"] for row in own], [row["time_ratio"] for row in own]
+            axes.plot(lost, times, color=COLORS[kind], marker="o", markersize=4, label=label)
+            for row, x, y in zip(own, lost, times, strict=True):
+                axes.annotate(
+                    f"{100 * row['sparsity']:.0f} %", (x, y), (4, 4), textcoords="offset points", fontsize=8
+                )
+        axes.axhline(1, color="black", linestyle="--", linewidth=1)
+        axes.margins(x=0.09)  # room for the last label
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.set(xlabel="points of Acc@1 lost", title=title)
+        axes.grid(color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, fontsize=9)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].set_ylabel("time, as a share of that without a mask")
     save_figure(figure, path, Path(path).suffix[1:].lower())
 
 
@@ -192,6 +209,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--no-time", action="store_true", help="only make the masks, and evaluate")
     parser.add_argument("--plot", metavar="FILE", help=".png, .pdf or .svg")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="DIR", help="of the same model, to draw, too")
     options = parser.parse_args()
     masks, rows = Masks(options), []
     masks.open()
@@ -205,7 +223,8 @@ def main() -> None:
     print((masks.folder / "time_over_points.csv").read_text(encoding="utf-8"), end="")
     if options.plot and not options.no_time:
         name = options.model or Path(options.checkpoint).stem
-        draw(rows, options.plot, f"{name}, {options.img_size} pixels, {options.precision}")
+        sizes = sorted([(options.img_size, rows), *map(read_rows, options.beside)], key=lambda size: size[0])
+        draw([(f"{name}, {size} pixels, {options.precision}", rows) for size, rows in sizes], options.plot)
 
 
 if __name__ == "__main__":
