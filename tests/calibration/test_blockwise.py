@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.calibration import block_fit
@@ -69,13 +69,28 @@ def distance(one: VisionTransformer, other: VisionTransformer) -> float:
     return float((other.forward_features(images) - want).norm() / want.norm())
 
 
-def test_the_student_comes_nearer_to_the_teacher_and_keeps_its_mask(tiny_config: ModelConfig) -> None:
-    teacher, student = teacher_and_student(tiny_config)
-    before, mask = distance(teacher, student), keep_mask(student)
+@torch.no_grad()
+def read_distance(one: VisionTransformer, other: VisionTransformer) -> float:
+    """Of the class token behind the last norm."""
+    images = calibration_images().tensor(slice(None))
+    want = one.forward_features(images)[:, 0]
+    return float((other.forward_features(images)[:, 0] - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_the_student_comes_nearer_to_the_teacher_and_keeps_its_mask(
+    tiny_config: ModelConfig, classes: int
+) -> None:
+    """At all tokens where any may be read, and at what a head reads where there is one."""
+    teacher, student = teacher_and_student(tiny_config.changed(num_classes=classes))
+    far = distance if classes == 0 else read_distance
+    before, mask = far(teacher, student), keep_mask(student)
     reports = run(teacher, student, calibrate_lr=1e-2, calibrate_steps=60)
     assert [report.block for report in reports] == [0, 1]
-    assert all(report.after < 0.8 * report.before for report in reports)
-    assert distance(teacher, student) < 0.8 * before
+    assert all(
+        report.after < (0.8 if report.block == 0 or not classes else 1) * report.before for report in reports
+    )
+    assert far(teacher, student) < 0.8 * before
     assert torch.equal(keep_mask(student), mask)
 
 
@@ -265,22 +280,114 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert learning_rate_factor(0, 1) == 1.0
 
 
-def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> None:
-    tokens = torch.zeros(3 * 16, 17, 24)
-    block = build_model(tiny_config).blocks[0]
-    loss = OutputLoss.scaled_to(torch.randn(48, 17, 24), 1, CPU)
-    fit = block_fit.BlockFit(
+def a_fit(config: ModelConfig, tokens: Tensor, teacher_tokens: Tensor, crops: int = 1) -> block_fit.BlockFit:
+    block = build_model(config).blocks[0]
+    return block_fit.BlockFit(
         block=block,
-        block_pass=block,
         parameters=list(block.parameters()),
-        loss=loss,
         tokens=tokens,
-        target=tokens,
-        crops=3,
+        teacher_tokens=teacher_tokens,
+        goal=block_fit.Goal(block, teacher_tokens, OutputLoss.scaled_to(torch.randn(48, 17, 24), 1, CPU)),
+        ahead=None,
+        crops=crops,
         settings=CalibrationSettings(),
         runtime=RUNTIME,
         stop=StopRequest(),
     )
+
+
+def test_whole_tokens_are_taken_from_the_teacher(tiny_config: ModelConfig) -> None:
+    fit = a_fit(tiny_config, torch.zeros(16, 17, 24), torch.arange(1.0, 17).view(16, 1, 1).expand(16, 17, 24))
+    sample, generator = torch.tensor([3, 3, 7, 15]), torch.Generator().manual_seed(0)
+    own = torch.tensor([4.0, 4, 8, 16]).view(4, 1, 1).expand(4, 17, 24)
+    assert torch.equal(fit._mixed(sample, 0.0, generator), torch.zeros(4, 17, 24))
+    assert torch.equal(fit._mixed(sample, 1.0, generator), own)
+    taken = fit._mixed(sample, 0.5, generator) / own
+    assert set(taken.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(taken, taken[..., :1].expand_as(taken))
+    assert 0.3 < taken.mean() < 0.7
+    assert not torch.equal(taken[0], taken[1]), "the same image in one step"
+
+
+def test_what_the_next_block_makes_of_the_output_counts(tiny_config: ModelConfig) -> None:
+    """A fit that looks ahead has less error behind the teacher's next block, whose weights it leaves alone."""
+    errors = []
+    for looks in (False, True):
+        teacher, student = teacher_and_student(tiny_config)
+        following = teacher.blocks[1]
+        with torch.no_grad():
+            tokens = teacher._pos_embed(teacher.patch_embed(calibration_images().tensor(slice(None))))
+            target = teacher.blocks[0](tokens)
+            behind = following(target)
+        goal = block_fit.Goal(following, behind, OutputLoss.scaled_to(behind, 1, CPU))
+        block = student.blocks[0]
+        fit = block_fit.BlockFit(
+            block=block,
+            parameters=list(block.parameters()),
+            tokens=tokens,
+            teacher_tokens=tokens,
+            goal=block_fit.Goal(block, target, OutputLoss.scaled_to(target, 1, CPU)),
+            ahead=goal if looks else None,
+            crops=1,
+            settings=CalibrationSettings(calibrate_steps=40, calibrate_lr=1e-2, calibrate_batch_size=8),
+            runtime=RUNTIME,
+            stop=StopRequest(),
+        )
+        fit.run(0, lambda error: None)
+        with torch.no_grad():
+            errors.append(float(goal.error(block(tokens), torch.arange(len(tokens)))[1]))
+        assert all(parameter.grad is None for parameter in following.parameters())
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_the_share_of_the_teachers_tokens_falls(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    mixed = block_fit.BlockFit._mixed
+
+    def watch(fit: Any, sample: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        shares.append(share)
+        return mixed(fit, sample, share, generator)
+
+    monkeypatch.setattr(block_fit.BlockFit, "_mixed", watch)
+    fit = a_fit(tiny_config, torch.randn(16, 17, 24), torch.randn(16, 17, 24))
+    fit.settings = CalibrationSettings(calibrate_steps=4)
+    fit.run(0, lambda error: None)
+    assert shares == [block_fit.TEACHER_SHARE * left for left in (1, 0.75, 0.5, 0.25)]
+
+
+class Shifted(nn.Module):
+    """A block whose output is another one at the patches."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        return torch.cat([x[:, :1], 2 - x[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize(("scope", "unread"), [("block", True), ("attention", False)])
+def test_of_the_last_block_what_the_head_reads_is_fitted(
+    tiny_config: ModelConfig, scope: Any, unread: bool
+) -> None:
+    """Whatever the teacher makes of other rows changes nothing; the low-rank step, for maps, goes by all rows."""
+    weights = []
+    for other_rows in (False, True):
+        teacher, student = teacher_and_student(tiny_config)
+        if other_rows:
+            teacher.blocks[-1] = Shifted(teacher.blocks[-1])
+        settings = CalibrationSettings(calibrate_steps=5, calibrate_batch_size=8)
+        images, reporter = calibration_images(), SilentReporter()
+        reports = calibrate(student, teacher, images, settings, scope=scope, runtime=RUNTIME, reporter=reporter)
+        assert reports[-1].improved
+        weights.append(student.blocks[-1].attn.qkv.weight.detach())
+    assert torch.allclose(*weights, rtol=0, atol=1e-4) == unread
+
+
+def test_an_image_is_held_out_with_all_its_crops(tiny_config: ModelConfig) -> None:
+    tokens = torch.zeros(3 * 16, 17, 24)
+    fit = a_fit(tiny_config, tokens, tokens, crops=3)
     assert fit.held.tolist() == [1, 9]
     assert {index % 16 for index in fit.fitted.tolist()}.isdisjoint({1, 9})
     assert len(fit.fitted) == 3 * 14

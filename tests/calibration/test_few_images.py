@@ -16,7 +16,7 @@ import vitcod_cli
 from vitcod_cli import distributed, machine
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.calibration import checks
-from vitcod_cli.calibration.block_fit import BlockFit
+from vitcod_cli.calibration.block_fit import BlockFit, Goal
 from vitcod_cli.calibration.checks import check_count, check_shares, checked_teacher, least_images
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
@@ -130,11 +130,11 @@ def test_every_image_counts_alike_though_shares_differ(
         shares(monkeypatch, 2, 6)
         fit = BlockFit(
             block=nn.Identity(),
-            block_pass=nn.Identity(),
             parameters=[],
-            loss=OutputLoss(torch.ones(17)),
             tokens=tokens,
-            target=tokens,
+            teacher_tokens=tokens,
+            goal=Goal(nn.Identity(), tokens, OutputLoss(torch.ones(17))),
+            ahead=None,
             crops=1,
             settings=CalibrationSettings(),
             runtime=Runtime(RuntimeSettings(), CPU, torch.float32),

@@ -25,7 +25,8 @@ from vitcod_cli.model.layers import (
     set_keep_mask,
     using,
 )
-from vitcod_cli.model.read_rows import rows_read
+from vitcod_cli.model.passes import block_passes, tokens_of
+from vitcod_cli.model.read_rows import last_block_pass, read_by_head, rows_read
 
 READ = {"class token": 1, "distilled": 2, "registers": 1, "deit3": 1, "query-key norm": 1, "attention norm": 1}
 TOKENS = 16
@@ -128,6 +129,47 @@ def test_heads_that_read_all_rows_get_them(pool: str, mlp_rows: list[int]) -> No
     logits = model(images())
     assert mlp_rows[1] == TOKENS + model.num_prefix_tokens
     torch.testing.assert_close(logits, whole(model, images()), rtol=0, atol=0)
+
+
+POOLS = [(kind, None) for kind in KINDS] + [
+    ("registers", "avg"), ("registers", "avgmax"), ("registers", "map"), ("registers", "max"),
+    ("registers", "prr"), ("registers", "include prefix"),
+    ("DINOv3", "token"), ("DINOv3", "avg"), ("BEiT", "token"), ("BEiT", "avg"), ("relative position", "token"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "pool"), POOLS)
+def test_what_the_head_reads(kind: str, pool: str | None) -> None:
+    """The tokens of the last block that logits depend on are those that are named, and come out as they are."""
+    kwargs = {} if pool is None else {"global_pool": pool}
+    if pool == "include prefix":
+        kwargs = {"global_pool": "avg", "pool_include_prefix": True}
+    if (kind, pool) == ("relative position", "token"):
+        kwargs["class_token"] = True
+    model: Any = model_of(kind, **kwargs)
+    with torch.no_grad():
+        entering = tokens_of(model, images())
+        *first, last = block_passes(model)
+        for block in first:
+            entering = block(entering)
+        leaving = last(entering)
+    leaving = leaving.detach().requires_grad_()
+    logits = model.forward_head(model.norm(leaving))
+    [gradient] = torch.autograd.grad(logits.square().sum(), leaving)
+    depends = (gradient != 0).any(dim=2).any(dim=0)
+    read = read_by_head(model)
+    named = torch.zeros_like(depends)
+    named[slice(None) if read is None else read] = True
+    assert torch.equal(named, depends)
+    part = last_block_pass(model, last)(entering)
+    torch.testing.assert_close(part, leaving if read is None else leaving[:, read], rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_head_all_tokens_may_be_read() -> None:
+    model = model_of("class token", num_classes=0)
+    assert read_by_head(model) is None
+    last = block_passes(model)[-1]
+    assert last_block_pass(model, last) is last
 
 
 def test_a_head_that_is_changed_afterwards() -> None:

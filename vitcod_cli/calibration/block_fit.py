@@ -25,6 +25,12 @@ HELD_OUT = 8
 """One image in so many is not fitted to: it judges whether a block has become better."""
 FORWARD_BATCH = 32
 """Images of a forward pass without gradients."""
+TEACHER_SHARE = 0.5
+"""Share of the tokens that a step takes from the teacher instead of the student at first; 0 behind the last step.
+
+A block that sees some of its tokens as they should be learns less of the errors of these few images by heart, as
+QDrop does for quantised models (Wei et al., ICLR 2022). What it gives: docs/research.md.
+"""
 _RISEN = 0.01
 """An error that a block which was fitted in vain may well reach; 1 is no better than the mean over images."""
 
@@ -61,26 +67,48 @@ class BlockReport:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a block should make of tokens.
+
+    Attributes:
+        block_pass: the block, or what it computes of some tokens.
+        target: [images, N, C], what it should make of each image; may be on another device than the block.
+        loss: of outputs against it.
+    """
+
+    block_pass: BlockPass
+    target: Tensor
+    loss: OutputLoss
+
+    def error(self, tokens: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """What the block makes of ``tokens`` [B, N, C] of the images ``sample``, and its error, a scalar."""
+        output = self.block_pass(tokens)
+        return output, self.loss(output, self.target[sample].to(output.device))
+
+
 @dataclass(kw_only=True)
 class BlockFit:
     """AdamW with a short warm-up and a cosine on one block.
 
     Attributes:
-        block: the student's, which is fitted in place. block_pass: what it makes of tokens.
+        block: the student's, which is fitted in place.
         parameters: those of them that are fitted.
         tokens: [images, N, C], what enters the block; ``crops`` views of each image, all images in
             their first view before all in their second.
-        target: [images, N, C], what the teacher's block makes of its own tokens; both may be on another device
-            than the block.
+        teacher_tokens: [images, N, C], what enters the teacher's block; both may be on another device than the
+            block.
+        goal: what the block should make of them: what the teacher's block makes of the teacher's tokens.
+        ahead: what the teacher's next block should make of the output; None: there is none.
         stop: asked behind every step; the processes agree.
     """
 
     block: nn.Module
-    block_pass: BlockPass
     parameters: list[nn.Parameter]
-    loss: OutputLoss
     tokens: Tensor
-    target: Tensor
+    teacher_tokens: Tensor
+    goal: Goal
+    ahead: Goal | None
     crops: int
     settings: CalibrationSettings
     runtime: Runtime
@@ -129,9 +157,8 @@ class BlockFit:
         with between_steps(self.stop):
             for part in torch.split(self.held, FORWARD_BATCH) if len(self.held) else ():
                 with self.runtime.autocast():
-                    output = self.block_pass(self.tokens[part].to(device))
-                error = self.loss(output, self.target[part].to(device)) * len(part)
-                sums += torch.stack([error, sums.new_tensor(len(part))])
+                    _, error = self.goal.error(self.tokens[part].to(device), part)
+                sums += torch.stack([error * len(part), sums.new_tensor(len(part))])
         total, count = distributed.all_reduce_sum(sums).tolist()
         return float(total / count)
 
@@ -147,11 +174,13 @@ class BlockFit:
             for group in optimizer.param_groups:
                 group["lr"] = self.settings.calibrate_lr * learning_rate_factor(step, steps)
             sample = self.fitted[torch.randint(len(self.fitted), (batch,), generator=generator)]
-            self.block.zero_grad()  # of what isn't fitted, too
+            self.block.zero_grad()
+            tokens = self._mixed(sample, TEACHER_SHARE * (1 - step / steps), generator)
             with self.runtime.autocast():
-                output = self.block_pass(self.tokens[sample].to(self.runtime.device))
-            loss = self.loss(output, self.target[sample].to(self.runtime.device))
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
+                output, error = self.goal.error(tokens.to(self.runtime.device), sample)
+                loss = error if self.ahead is None else error + self.ahead.error(output, sample)[1]
+            # Of nothing else gradients are computed, such as the teacher's weights.
+            (loss * weight).backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
             signals = average_gradients(self.parameters, [self.stop.interrupted, self.stop.terminated])
             if any(signals):
                 self.stop.learn(interrupted=signals[0], terminated=signals[1])
@@ -160,8 +189,14 @@ class BlockFit:
             if not math.isfinite(norm):
                 return f"diverged at calibration step {step + 1} of {steps}; it keeps its best state."
             optimizer.step()
-            on_step(float(loss.detach()))
+            on_step(float(error.detach()))
         return ""
+
+    def _mixed(self, sample: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        """The student's tokens of these images, of which about ``share`` are the teacher's."""
+        tokens = self.tokens[sample]
+        swapped = torch.rand(tokens.shape[:2], generator=generator) < share
+        return torch.where(swapped[..., None].to(tokens.device), self.teacher_tokens[sample], tokens)
 
     def _share(self) -> tuple[int, float]:
         """Images of a step in this process, and the weight of their mean error.

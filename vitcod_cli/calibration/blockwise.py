@@ -2,14 +2,17 @@
 
 Each block is fed with what the already fitted blocks before it make of the images, and is fitted to
 what the teacher's block makes of the teacher's own tokens: it learns to make up for the errors that
-reach it, too. Nothing flows backwards through more than one block, so a step costs 1/L of a training
-step, and the tokens of all images are kept instead of being computed again, in memory or in a file.
+reach it, too, and looks ahead: what the teacher's next block would make of its output counts as much.
+Of the last block only those tokens count that the head reads. Nothing flows backwards through more
+than two blocks, so a step costs little of a training step, and the tokens of all images are kept
+instead of being computed again, in memory or in a file.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from vitcod_cli.calibration.block_fit import (
     FORWARD_BATCH,
     BlockFit,
     BlockReport,
+    Goal,
     Scope,
     between_steps,
     fitted_parameters,
@@ -33,6 +37,7 @@ from vitcod_cli.machine import gigabytes
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.passes import BlockPass, block_passes, tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
+from vitcod_cli.model.read_rows import last_block_pass, read_by_head
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -88,15 +93,24 @@ def calibrate(
     store = _store(student, len(images), settings, runtime=runtime, folder=folder, reporter=reporter)
     reports, blocks = list(finished), len(student.blocks)
     with torch.no_grad():
-        passes = block_passes(student)
+        passes, teacher_passes = block_passes(student), block_passes(teacher)
+    # Maps are dumped of all rows of a low-rank model, so that there all of them count.
+    read = read_by_head(student) if scope == "block" else None
     steps = settings.calibrate_steps
+
+    def goal(model: Transformer, index: int, block_pass: BlockPass, target: Tensor) -> Goal:
+        prefix = student.num_prefix_tokens
+        if read is not None and index == blocks - 1:
+            block_pass, target, prefix = last_block_pass(model, block_pass), target[:, read], 0
+        return Goal(block_pass, target, OutputLoss.scaled_to(target, prefix, runtime.device))
+
     with reporter.progress("calibrate", blocks * steps, unit="steps") as progress, stop.deferred():
 
         def on_step(error: float) -> None:
             progress.advance(1, block=f"{len(reports) + 1}/{blocks}", error=error)
 
         walk = walk_blocks(student, teacher, images, runtime, stop=stop, store=store)
-        for index, (tokens, target) in enumerate(walk):
+        for index, tokens in enumerate(walk):
             if index < len(finished):
                 progress.advance(steps)
                 continue
@@ -104,14 +118,15 @@ def calibrate(
                 progress.advance(steps * (blocks - index))
                 break
             stop.where = f" in block {index + 1} of {blocks} of the calibration"
-            block = student.blocks[index]
             fit = BlockFit(
-                block=block,
-                block_pass=passes[index],
-                parameters=fitted_parameters(block, scope),
-                loss=OutputLoss.scaled_to(target, student.num_prefix_tokens, runtime.device),
-                tokens=tokens,
-                target=target,
+                block=student.blocks[index],
+                parameters=fitted_parameters(student.blocks[index], scope),
+                tokens=tokens.student,
+                teacher_tokens=tokens.entering,
+                goal=goal(student, index, passes[index], tokens.leaving),
+                ahead=None
+                if tokens.ahead is None
+                else goal(teacher, index + 1, teacher_passes[index + 1], tokens.ahead),
                 crops=images.crops,
                 settings=settings,
                 runtime=runtime,
@@ -164,11 +179,27 @@ def _tell_of_success(reports: list[BlockReport], blocks: int, reporter: Reporter
             f"Calibration made {improved} of {blocks} blocks better on held-out images{others}; the others are as "
             "they were."
         )
-    elif any(report.before > 0 for report in reports) and not improved:
+    elif any(report.before > _ROUNDING for report in reports) and not improved:
         reporter.warn(
             "Calibration made no block better on held-out images: the weights stay as they were. Try another "
             "--calibrate-lr, more --calibrate-images or more --calibrate-steps."
         )
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """What enters and leaves one block, of all images; float32 [images, N, C] each.
+
+    Attributes:
+        student: the student's tokens that enter the block. entering: the teacher's.
+        leaving: what the teacher's block makes of them.
+        ahead: what its next block makes of that; None: there is none.
+    """
+
+    student: Tensor
+    entering: Tensor
+    leaving: Tensor
+    ahead: Tensor | None
 
 
 def walk_blocks(
@@ -179,26 +210,30 @@ def walk_blocks(
     *,
     stop: StopRequest,
     store: TokenStore,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each block: the student's tokens that enter it, and the teacher's that leave it, [images, N, C] each.
+) -> Iterator[BlockTokens]:
+    """The tokens of each block, first to last.
 
-    A block is applied to the student's tokens when the next pair is asked for, so that its fit counts; behind the
-    last block nothing is asked for. The next pair lies in the memory of the one before.
+    A block is applied to the student's tokens when the next ones are asked for, so that its fit counts; behind the
+    last block nothing is asked for. The next tokens lie in the memory of those before.
     """
     with between_steps(stop), torch.no_grad():
         renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
         tokens = embed(student, images.batches(FORWARD_BATCH), len(images), runtime, store)
         others = map(renormalise, images.batches(FORWARD_BATCH))
-        teacher_tokens = embed(teacher, others, len(images), runtime, store)
+        entering = embed(teacher, others, len(images), runtime, store)
         passes, teacher_passes = block_passes(student), block_passes(teacher)
-    fitted: BlockPass | None = None
-    for student_block, teacher_block in zip(passes, teacher_passes, strict=True):
+        leaving, spare = store.empty(entering.shape), store.empty(entering.shape)
+        apply_block(teacher_passes[0], entering, runtime, into=leaving)
+    for index, student_block in enumerate(passes):
+        ahead = spare if index + 1 < len(passes) else None
         with between_steps(stop):
-            if fitted is not None:
-                apply_block(fitted, tokens, runtime)
-            apply_block(teacher_block, teacher_tokens, runtime)
-        yield tokens, teacher_tokens
-        fitted = student_block
+            if ahead is not None:
+                apply_block(teacher_passes[index + 1], leaving, runtime, into=ahead)
+        yield BlockTokens(tokens, entering, leaving, ahead)
+        if ahead is not None:
+            with between_steps(stop):
+                apply_block(student_block, tokens, runtime)
+            entering, leaving, spare = leaving, ahead, entering
 
 
 @torch.no_grad()
@@ -218,9 +253,10 @@ def embed(
 
 
 @torch.no_grad()
-def apply_block(block: BlockPass, tokens: Tensor, runtime: Runtime) -> None:
-    """Replace ``tokens`` [images, N, C] by what ``block`` makes of them, in batches."""
-    for part in torch.split(tokens, FORWARD_BATCH):
+def apply_block(block: BlockPass, tokens: Tensor, runtime: Runtime, into: Tensor | None = None) -> None:
+    """Put what ``block`` makes of ``tokens`` [images, N, C] ``into`` others, or in their own place; in batches."""
+    places = torch.split(tokens if into is None else into, FORWARD_BATCH)
+    for part, place in zip(torch.split(tokens, FORWARD_BATCH), places, strict=True):
         with runtime.autocast():
             output = block(part.to(runtime.device))
-        part.copy_(output)
+        place.copy_(output)

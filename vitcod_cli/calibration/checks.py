@@ -158,14 +158,14 @@ def check_memory(
 
 
 def tokens_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
-    """Bytes of the student's and the teacher's tokens of ``views`` images."""
-    return 4 * 2 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
+    """Bytes of the tokens of ``views`` images: the student's, and the teacher's around two blocks."""
+    return 4 * 4 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
 
 
 def step_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
-    """Bytes of one step on some of ``views`` images, about."""
+    """Bytes of one step, through two blocks, on some of ``views`` images, about."""
     if not settings.enabled:
         return 0
     tokens, width = attention_shape(model)[-1], int(model.embed_dim)
     batch = min(views, max(1, settings.calibrate_batch_size // distributed.world_size()))
-    return 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)
+    return 2 * 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)

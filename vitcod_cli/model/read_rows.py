@@ -8,6 +8,8 @@ Only ``forward`` does so: ``forward_features`` and its like give all rows, as do
 
 from __future__ import annotations
 
+from functools import partial
+
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch.nn.modules import module as torch_module
 
 from vitcod_cli.model.attention import SparseLowRankAttention
 from vitcod_cli.model.families import PlainAttention, Transformer
-from vitcod_cli.model.passes import tokens_of
+from vitcod_cli.model.passes import BlockPass, tokens_of
 
 
 class ReadRowsTransformer(VisionTransformer):
@@ -63,6 +65,37 @@ def rows_read(model: Transformer) -> int | None:
     if isinstance(model, VisionTransformerDistilled):
         return 2
     return 1 if model.global_pool == "token" and model.attn_pool is None else None
+
+
+def read_by_head(model: Transformer) -> slice | None:
+    """Which tokens of the last block's output reach the logits of ``model``.
+
+    None: all do, or there is no head, and whoever takes the features may read any of them.
+    """
+    if not model.num_classes:
+        return None
+    if isinstance(model, VisionTransformerDistilled):
+        return slice(0, 2)
+    if model.global_pool == "token":
+        return slice(0, 1)
+    # Attention pooling looks at prefix tokens, too, in Eva.
+    pools_patches = model.global_pool in ("avg", "avgmax", "max") or (
+        model.global_pool == "map" and isinstance(model, VisionTransformer)
+    )
+    if not pools_patches or getattr(model, "pool_include_prefix", False):
+        return None
+    return slice(model.num_prefix_tokens, None)
+
+
+def last_block_pass(model: Transformer, block_pass: BlockPass) -> BlockPass:
+    """``block_pass``, that of the last block, for the tokens that :func:`read_by_head` names."""
+    read = read_by_head(model)
+    if read is None:
+        return block_pass
+    rows = rows_read(model)
+    if rows is not None:
+        return partial(_first_rows, model.blocks[-1], rows=rows)
+    return lambda tokens: block_pass(tokens)[:, read]
 
 
 def _first_rows(block: nn.Module, x: Tensor, rows: int) -> Tensor:
