@@ -177,7 +177,7 @@ def test_the_estimate_is_what_images_and_tokens_take(
     monkeypatch.setattr(checks, "free_space", lambda folder: 0)
     model = vitcod_cli.load(masked, inference=False)
     settings = CalibrationSettings(calibrate_images=100, calibrate_crops=2, calibrate_batch_size=1)
-    pixels, tokens = 200 * 3 * 32 * 32, 2 * 200 * 17 * 24 * 4
+    pixels, tokens = 200 * 3 * 32 * 32, 4 * 200 * 17 * 24 * 4
     for left, fits in ((pixels + tokens, False), (int(1.3 * (pixels + tokens)), True), (None, True)):
         monkeypatch.setattr(checks, "available_memory", lambda left=left: left)
         if fits:
