@@ -13,7 +13,7 @@ sparsities, by commands that a user would type:
   epoch late, so that the first two epochs have the rate that the warm-up starts from: take more than a few.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
   the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
-  learning rate, taught by the dense model.
+  learning rate, taught by the dense model, without what the recipe does against over-fitting in 300 epochs.
 
 What is finished isn't run again, and what was interrupted goes on: the same command leads to the end.
 ``--only ours-90 theirs-lowrank`` runs these parts, and what they need; ``--only`` alone runs nothing, and collects
@@ -49,8 +49,8 @@ COLORS = {THEIRS: "#d95f02", OURS: "#1f6fb4"}
 NAMES = {THEIRS: "published way, best learning rates", OURS: "calibrated"}
 WARMUP = 0.05
 """Share of the published epochs: 5 of 100."""
-DENSE_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
-"""Two epochs are too few for what a recipe of 300 epochs does against over-fitting."""
+SHORT_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
+"""A few epochs are too few for what a recipe of 300 epochs does against over-fitting."""
 
 Row = dict[str, Any]
 
@@ -169,7 +169,8 @@ class Ways:
     def _published(self, lr: float, min_lr: float) -> list[object]:
         epochs = self.options.epochs
         warmup = max(round(WARMUP * epochs), 1) if epochs > 1 else 0
-        return ["--epochs", epochs, "--warmup-epochs", warmup, "--lr", lr, "--min-lr", min(lr, min_lr)]
+        words = ["--epochs", epochs, "--warmup-epochs", warmup, "--lr", lr, "--min-lr", min(lr, min_lr)]
+        return [*words, *shlex.split(self.options.theirs_args)]
 
     def ours_lowrank(self) -> str:
         """Step 1 without training."""
@@ -194,10 +195,11 @@ class Ways:
         teacher = ["--distill-from", self.dense(), *self.training]
         for epochs in options.ours_epochs:
             if epochs:
-                start = ["--init-from", calibrated, "--calibrate-steps", "0"]
+                begin = ["--init-from", calibrated, "--calibrate-steps", "0"]
                 recipe = ["--epochs", epochs, "--warmup-epochs", 0, "--lr", options.ours_lr]
+                recipe += shlex.split(options.ours_args)
                 about = about_of(OURS, "sparse", sparsity, options.ours_lr, epochs)
-                self.runs.train(f"{name}-{epochs}", about, "finetune-sparse", *start, *recipe, *teacher)
+                self.runs.train(f"{name}-{epochs}", about, "finetune-sparse", *begin, *recipe, *teacher)
 
     def _attention(self, checkpoint: str, name: str) -> str:
         importance = ["--importance-images", self.options.importance_images]
@@ -301,11 +303,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30, help="of each of their two steps")
     parser.add_argument("--lowrank-lr", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4, 2e-4, 5e-4])
     parser.add_argument("--sparse-lr", type=float, nargs="+", default=[1e-5, 2e-5, 5e-5, 1e-4, 2e-4])
+    parser.add_argument("--theirs-args", default="", help="further arguments of both of their trainings")
     parser.add_argument("--ours-epochs", type=int, nargs="+", default=[0, 1, 3, 5])
     parser.add_argument("--ours-lr", type=float, default=2e-5)
+    parser.add_argument("--ours-args", default=SHORT_ARGS, help="further arguments of our trainings")
     parser.add_argument("--dense-epochs", type=int, default=2)
     parser.add_argument("--dense-lr", type=float, default=5e-5)
-    parser.add_argument("--dense-args", default=DENSE_ARGS, help="further arguments of the dense training")
+    parser.add_argument("--dense-args", default=SHORT_ARGS, help="further arguments of the dense training")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--via", type=float, default=0.75, help="sparsity on our way to sparser masks; 0: none")
     parser.add_argument("--importance-images", type=int, default=256)
