@@ -62,9 +62,7 @@ def rows_read(model: Transformer) -> int | None:
     last = model.blocks[-1]
     if type(last) is not Block or type(last.attn) is not PlainAttention:
         return None
-    if isinstance(model, VisionTransformerDistilled):
-        return 2
-    return 1 if model.global_pool == "token" and model.attn_pool is None else None
+    return _class_tokens_read(model)
 
 
 def read_by_head(model: Transformer) -> slice | None:
@@ -74,10 +72,9 @@ def read_by_head(model: Transformer) -> slice | None:
     """
     if not model.num_classes:
         return None
-    if isinstance(model, VisionTransformerDistilled):
-        return slice(0, 2)
-    if model.global_pool == "token":
-        return slice(0, 1)
+    first = _class_tokens_read(model)
+    if first is not None:
+        return slice(0, first)
     # Attention pooling looks at prefix tokens, too, in Eva.
     pools_patches = model.global_pool in ("avg", "avgmax", "max") or (
         model.global_pool == "map" and isinstance(model, VisionTransformer)
@@ -85,6 +82,13 @@ def read_by_head(model: Transformer) -> slice | None:
     if not pools_patches or getattr(model, "pool_include_prefix", False):
         return None
     return slice(model.num_prefix_tokens, None)
+
+
+def _class_tokens_read(model: Transformer) -> int | None:
+    """How many first tokens are all that is read; None where pooling takes others."""
+    if isinstance(model, VisionTransformerDistilled):
+        return 2
+    return 1 if model.global_pool == "token" else None
 
 
 def last_block_pass(model: Transformer, block_pass: BlockPass) -> BlockPass:
