@@ -13,7 +13,7 @@ sparsities, by commands that a user would type:
   epoch late, so that the first two epochs have the rate that the warm-up starts from: take more than a few.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
   the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
-  learning rate, taught by the dense model, without what the recipe does against over-fitting in 300 epochs.
+  learning rate, with labels, without what the recipe does against over-fitting in 300 epochs.
 
 What is finished isn't run again, and what was interrupted goes on: the same command leads to the end.
 ``--only ours-90 theirs-lowrank`` runs these parts, and what they need; ``--only`` alone runs nothing, and collects
@@ -192,14 +192,13 @@ class Ways:
             attention = self._attention(start, f"{name}-attn")
         name = f"{OURS}-{percent(sparsity)}"
         calibrated = self._calibrated(name, start, attention, sparsity)
-        teacher = ["--distill-from", self.dense(), *self.training]
         for epochs in options.ours_epochs:
             if epochs:
                 begin = ["--init-from", calibrated, "--calibrate-steps", "0"]
                 recipe = ["--epochs", epochs, "--warmup-epochs", 0, "--lr", options.ours_lr]
                 recipe += shlex.split(options.ours_args)
                 about = about_of(OURS, "sparse", sparsity, options.ours_lr, epochs)
-                self.runs.train(f"{name}-{epochs}", about, "finetune-sparse", *begin, *recipe, *teacher)
+                self.runs.train(f"{name}-{epochs}", about, "finetune-sparse", *begin, *recipe, *self.training)
 
     def _attention(self, checkpoint: str, name: str) -> str:
         importance = ["--importance-images", self.options.importance_images]
