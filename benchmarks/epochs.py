@@ -4,7 +4,8 @@
         --data-path imagewoof --output-dir runs/epochs --plot epochs.png
 
 The weights get a head for the data's classes, and two epochs: "dense". From there both ways go to the same
-sparsities, by commands that a user would type:
+sparsities, by commands that a user would type. All epochs are without what the recipe does against over-fitting in
+300 epochs (``--recipe-args``; with all of it, ``--recipe-args=""``, the published way ends at chance):
 
 - theirs: ``finetune-lowrank`` from the published random start without calibration, ``--epochs`` of the published
   recipe, with as large a share of warm-up; ``dump-attn``; ``gen-mask`` by info cut; ``finetune-sparse`` without
@@ -13,7 +14,7 @@ sparsities, by commands that a user would type:
   epoch late, so that the first two epochs have the rate that the warm-up starts from: take more than a few.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
   the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
-  learning rate, with labels, without what the recipe does against over-fitting in 300 epochs.
+  learning rate, with labels.
 
 What is finished isn't run again, and what was interrupted goes on: the same command leads to the end.
 ``--only ours-90 theirs-lowrank`` runs these parts, and what they need; ``--only`` alone runs nothing, and collects
@@ -49,8 +50,7 @@ COLORS = {THEIRS: "#d95f02", OURS: "#1f6fb4"}
 NAMES = {THEIRS: "published way, best learning rates", OURS: "calibrated"}
 WARMUP = 0.05
 """Share of the published epochs: 5 of 100."""
-SHORT_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
-"""A few epochs are too few for what a recipe of 300 epochs does against over-fitting."""
+RECIPE_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
 
 Row = dict[str, Any]
 
@@ -138,7 +138,7 @@ class Ways:
         classes = sum(path.is_dir() for path in Path(options.data_path, "train").iterdir())
         start: list[object] = ["--init-from", options.weights, *model, "--num-classes", classes]
         recipe: list[object] = ["--epochs", options.dense_epochs, "--lr", options.dense_lr, "--warmup-epochs", 0]
-        recipe += shlex.split(options.dense_args)
+        recipe += shlex.split(options.recipe_args)
         about = about_of(DENSE, "dense", None, options.dense_lr, options.dense_epochs)
         return self.runs.train(DENSE, about, "finetune-dense", *start, *self.training, *recipe)
 
@@ -168,9 +168,9 @@ class Ways:
 
     def _published(self, lr: float, min_lr: float) -> list[object]:
         epochs = self.options.epochs
-        warmup = max(round(WARMUP * epochs), 1) if epochs > 1 else 0
+        warmup = round(WARMUP * epochs)
         words = ["--epochs", epochs, "--warmup-epochs", warmup, "--lr", lr, "--min-lr", min(lr, min_lr)]
-        return [*words, *shlex.split(self.options.theirs_args)]
+        return [*words, *shlex.split(self.options.recipe_args)]
 
     def ours_lowrank(self) -> str:
         """Step 1 without training."""
@@ -196,7 +196,7 @@ class Ways:
             if epochs:
                 begin = ["--init-from", calibrated, "--calibrate-steps", "0"]
                 recipe = ["--epochs", epochs, "--warmup-epochs", 0, "--lr", options.ours_lr]
-                recipe += shlex.split(options.ours_args)
+                recipe += shlex.split(options.recipe_args)
                 about = about_of(OURS, "sparse", sparsity, options.ours_lr, epochs)
                 self.runs.train(f"{name}-{epochs}", about, "finetune-sparse", *begin, *recipe, *self.training)
 
@@ -302,13 +302,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30, help="of each of their two steps")
     parser.add_argument("--lowrank-lr", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4, 2e-4, 5e-4])
     parser.add_argument("--sparse-lr", type=float, nargs="+", default=[1e-5, 2e-5, 5e-5, 1e-4, 2e-4])
-    parser.add_argument("--theirs-args", default="", help="further arguments of both of their trainings")
     parser.add_argument("--ours-epochs", type=int, nargs="+", default=[0, 1, 3, 5])
     parser.add_argument("--ours-lr", type=float, default=2e-5)
-    parser.add_argument("--ours-args", default=SHORT_ARGS, help="further arguments of our trainings")
     parser.add_argument("--dense-epochs", type=int, default=2)
     parser.add_argument("--dense-lr", type=float, default=5e-5)
-    parser.add_argument("--dense-args", default=SHORT_ARGS, help="further arguments of the dense training")
+    parser.add_argument("--recipe-args", default=RECIPE_ARGS, help="further arguments of all epochs of training")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--via", type=float, default=0.75, help="sparsity on our way to sparser masks; 0: none")
     parser.add_argument("--importance-images", type=int, default=256)
