@@ -5,13 +5,13 @@
 
 The weights get a head for the data's classes, and two epochs: "dense". From there both ways go to the same
 sparsities, by commands that a user would type. All epochs are without what the recipe does against over-fitting in
-300 epochs (``--recipe-args``; with all of it, ``--recipe-args=""``, the published way ends at chance):
+300 epochs (``--recipe-args``; with all of it, ``--recipe-args=""``, the published way ends near chance):
 
 - theirs: ``finetune-lowrank`` from the published random start without calibration, ``--epochs`` of the published
   recipe, with as large a share of warm-up; ``dump-attn``; ``gen-mask`` by info cut; ``finetune-sparse`` without
   calibration, as many epochs. Both steps are run at every learning rate of ``--lowrank-lr`` and ``--sparse-lr``,
-  and the best on ``val/`` is gone on with, and drawn: their way is to be at its best. (DeiT steps its schedule an
-  epoch late, so that the first two epochs have the rate that the warm-up starts from: take more than a few.)
+  and the best on ``val/`` is gone on with, and drawn: their way is to be at its best. (With
+  warm-up, from 11 epochs on, the first two have the rate that it starts from: DeiT steps its schedule an epoch late.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
   the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
   learning rate, with labels.
