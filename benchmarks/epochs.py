@@ -11,7 +11,7 @@ sparsities, by commands that a user would type. All epochs are without what the 
   recipe, with as large a share of warm-up; ``dump-attn``; ``gen-mask`` by info cut; ``finetune-sparse`` without
   calibration, as many epochs. Both steps are run at every learning rate of ``--lowrank-lr`` and ``--sparse-lr``,
   and the best on ``val/`` is gone on with, and drawn: their way is to be at its best. (With
-  warm-up, from 11 epochs on, the first two have the rate that it starts from: DeiT's schedule is an epoch late.)
+  warm-up, from 20 epochs on, the first two have the rate that it starts from: DeiT's schedule is an epoch late.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
   the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
   learning rate, with labels.
@@ -168,7 +168,7 @@ class Ways:
 
     def _published(self, lr: float, min_lr: float) -> list[object]:
         epochs = self.options.epochs
-        warmup = round(WARMUP * epochs)
+        warmup = int(WARMUP * epochs)
         words = ["--epochs", epochs, "--warmup-epochs", warmup, "--lr", lr, "--min-lr", min(lr, min_lr)]
         return [*words, *shlex.split(self.options.recipe_args)]
 
