@@ -32,7 +32,19 @@ LAYERS = (
     {"evaluation", "masks"},
     {"model"},
     {"artifacts", "data"},
-    {"distributed", "errors", "machine", "place", "reporting", "runtime", "settings", "signals", "version"},
+    {
+        "distributed",
+        "errors",
+        "machine",
+        "place",
+        "process_group",
+        "reporting",
+        "restarts",
+        "runtime",
+        "settings",
+        "signals",
+        "version",
+    },
 )
 ROOMS = set().union(*LAYERS)
 FREE = ({"cli", "commands"}, LAYERS[-1])

@@ -16,6 +16,7 @@ from vitcod_cli import distributed
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.machine import has_fast_bfloat16
 from vitcod_cli.place import check_environment
+from vitcod_cli.process_group import process_group
 from vitcod_cli.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def start(settings: RuntimeSettings) -> Iterator[Runtime]:
         if settings.deterministic:
             _make_deterministic(device)
         seed_everything(settings.seed)
-        with distributed.process_group(device):
+        with process_group(device):
             yield Runtime(settings, device, _pick_dtype(settings.precision, device))
 
 

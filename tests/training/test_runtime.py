@@ -23,6 +23,7 @@ from vitcod_cli.cli import launch
 from vitcod_cli.cli.console import PlainReporter
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.place import first_host
+from vitcod_cli.restarts import restarted
 from vitcod_cli.runtime import RuntimeSettings, _pick_device, seed_everything, start, usable_cores
 
 
@@ -267,7 +268,7 @@ def test_threads_are_those_of_the_quota(quota: str, expected: int, monkeypatch: 
 )  # fmt: skip
 def test_restarts(name: str, value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
-    assert distributed.restarted() == expected
+    assert restarted() == expected
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

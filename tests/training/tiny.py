@@ -26,7 +26,9 @@ from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
+from vitcod_cli.process_group import first_to_report
 from vitcod_cli.reporting import Reporter, SilentReporter
+from vitcod_cli.restarts import restarted
 from vitcod_cli.runtime import RuntimeSettings, start
 from vitcod_cli.training.options import FineTuneOptions
 from vitcod_cli.training.recipe import Recipe
@@ -66,7 +68,7 @@ class Mishap(nn.Module):
     def __init__(self, kind: str, step: int, rank: int = 0) -> None:
         super().__init__()
         self.kind, self.left = kind, step
-        self.here = distributed.rank() == rank and not distributed.restarted()
+        self.here = distributed.rank() == rank and not restarted()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.left -= self.training
@@ -155,7 +157,7 @@ def main(folder: str, options: str = "{}") -> int:
         reporter = Lines() if distributed.is_main() else SilentReporter()
         train(Path(folder), reporter=reporter, **json.loads(options))
     except VitcodError as error:
-        if distributed.first_to_report():
+        if first_to_report():
             print(f"Error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

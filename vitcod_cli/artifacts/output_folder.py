@@ -10,9 +10,10 @@ from pathlib import Path
 
 from vitcod_cli.artifacts.run_files import is_filled
 from vitcod_cli.artifacts.run_lock import RunLock
-from vitcod_cli.distributed import is_main, on_main, restarted
+from vitcod_cli.distributed import is_main, on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
+from vitcod_cli.restarts import restarted
 from vitcod_cli.settings import Settings, required, setting
 
 

@@ -33,9 +33,10 @@ from vitcod_cli.artifacts.run_files import (
 )
 from vitcod_cli.artifacts.run_lock import RunLock
 from vitcod_cli.artifacts.safetensors_file import open_safetensors
-from vitcod_cli.distributed import is_main, is_restart_of, launches, on_main, restarted
+from vitcod_cli.distributed import is_main, on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.reporting import Reporter
+from vitcod_cli.restarts import is_restart_of, launches, restarted
 
 
 @dataclass
@@ -50,7 +51,7 @@ class RunDirectory:
             run that saved it. What would be thrown away then (a calibration, say) need not be computed.
         resumes_calibration: whether it goes on from the calibration in the folder, which ended before
             there was a state.
-        launches: what :func:`~vitcod_cli.distributed.launches` says, on the main process; goes into
+        launches: what :func:`~vitcod_cli.restarts.launches` says, on the main process; goes into
             the metadata of the files that a run can go on from.
         provenance: how the run's checkpoints are made, JSON values.
     """

@@ -12,9 +12,10 @@ from typing import Any
 
 from vitcod_cli.cli.stop import StopSignals
 from vitcod_cli.cli.streams import ReaderGoneError, guard, say
-from vitcod_cli.distributed import first_to_report, is_main
+from vitcod_cli.distributed import is_main
 from vitcod_cli.errors import Interrupted, VitcodError, shown
 from vitcod_cli.machine import is_out_of_memory
+from vitcod_cli.process_group import first_to_report
 from vitcod_cli.reporting import visible
 from vitcod_cli.settings import LONGEST
 

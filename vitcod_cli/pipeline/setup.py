@@ -17,7 +17,7 @@ from vitcod_cli.bench.environment import environment
 from vitcod_cli.data.folder import find_split
 from vitcod_cli.data.settings import DataSettings
 from vitcod_cli.data.splits import Images
-from vitcod_cli.distributed import on_main, restarted
+from vitcod_cli.distributed import on_main
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.masks.block_settings import BlockSettings
 from vitcod_cli.masks.blocks import cut_tokens
@@ -32,6 +32,7 @@ from vitcod_cli.pipeline.record import Record, Row, Stage, identity_of
 from vitcod_cli.pipeline.scores import Scores
 from vitcod_cli.pipeline.stages import DENSE_FILE, Stages, point_name
 from vitcod_cli.reporting import QUIET, Reporter, without_secrets
+from vitcod_cli.restarts import restarted
 from vitcod_cli.runtime import Runtime, start
 from vitcod_cli.steps.setup import check_calibration, check_task, open_images
 
