@@ -226,6 +226,7 @@ def test_a_folder_of_images_without_labels(compress: Any, image_folder: Path, tm
         ),
         (("--block-for", "gpu"), "--block-for takes 128 queries in a tile, and an image has 16 patches"),
         (("--calibrate-images", 1), "--calibrate-images 1 is too few"),
+        (("--epochs", 1, "--batch-size", 5), "--batch-size 5 must be even with --epochs"),
         (("--sparsity", 0.9, "--overwrite", "--resume"), "exclude each other"),
     ],
 )

@@ -23,6 +23,7 @@ from vitcod_cli.pipeline.record import Row
 from vitcod_cli.pipeline.scores import DENSE
 from vitcod_cli.pipeline.search import LEAST, Found, search
 from vitcod_cli.pipeline.setup import Prepared, prepare
+from vitcod_cli.pipeline.space import Asked
 from vitcod_cli.pipeline.stages import LOW_RANK, point_name
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.steps.options import EvalOptions
@@ -38,12 +39,19 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         VitcodError: if options, weights, images and folder don't go together, the sparsity can't be reached, or
             no sparsity costs as little as ``max_drop``.
     """
+    sparsity = LEAST / 100 if options.max_drop is not None else options.asked_sparsity
+    asked = Asked(
+        [(options.method, sparsity)],
+        importance=options.method == "allocated",
+        adds_heads=options.lowrank.svd_type != "none",
+        delivers=True,
+    )
     with prepare(
         "compress",
         options,
         FILE,
         reporter,
-        importance=options.method == "allocated",
+        asked,
         check=lambda: check_push(options.hub),
         check_model=lambda model: _check_model(model, options),
         sparsity=options.asked_sparsity if options.max_drop is None else None,

@@ -88,6 +88,14 @@ class PipelineOptions(Settings, panel="Model"):
     output: OutputSettings
     result: ResultSettings = field(default_factory=ResultSettings)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs and self.batch_size % 2:
+            raise VitcodError(
+                f"--batch-size {self.batch_size} must be even with --epochs, whose mixup pairs the images of "
+                "a batch."
+            )
+
     def way_to(self, method: Method, sparsity: float) -> list[tuple[float, CalibrationSettings]]:
         """See :func:`way_to`."""
         return way_to(sparsity, self.via if method == "allocated" else (), self.calibration)

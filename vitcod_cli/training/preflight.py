@@ -73,7 +73,7 @@ def check_parts(
             "--dataset images has no labels to train on; learn from a model (--distill-from CHECKPOINT, or "
             "--teacher with --no-labels), or end before training with --epochs 0."
         )
-    if augmentation.mixes and recipe.batch_size % 2:
+    if recipe.epochs and augmentation.mixes and recipe.batch_size % 2:
         raise VitcodError(
             f"--batch-size {recipe.batch_size} must be even with mixup and cutmix, which pair the images of a "
             "batch; change it, or turn them off with --mixup 0 --cutmix 0."
