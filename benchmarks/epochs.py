@@ -47,7 +47,7 @@ from vitcod_cli.plots.files import save_figure
 
 DENSE, THEIRS, OURS = "dense", "theirs", "ours"
 COLORS = {THEIRS: "#d95f02", OURS: "#1f6fb4"}
-NAMES = {THEIRS: "published way, best learning rates", OURS: "calibrated"}
+NAMES = {THEIRS: "published way", OURS: "calibrated"}
 WARMUP = 0.05
 """Share of the published epochs: 5 of 100."""
 RECIPE_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
@@ -251,12 +251,16 @@ def draw(rows: Sequence[Row], sparsities: Sequence[float], path: str, scale: str
     for axes, sparsity in zip(panels, sparsities, strict=True):
         if dense is not None:
             axes.axhline(dense, color="black", linestyle="--", linewidth=1.2, label=f"dense ({dense:.1f})")
-        for way, points in ((THEIRS, _best_run(rows, sparsity)), (OURS, _last_epochs(rows, sparsity))):
+        for way, name, line, points in (
+            (THEIRS, f"{NAMES[THEIRS]}: low-rank heads", ":", _best_run(rows, None)),
+            (THEIRS, f"{NAMES[THEIRS]}: then the mask", "-", _best_run(rows, sparsity)),
+            (OURS, NAMES[OURS], "-", _last_epochs(rows, sparsity)),
+        ):
             if points:
                 places = [row["epochs_in_all"] for row in points]
                 values = [row["acc1"] for row in points]
-                label = f"{NAMES[way]} ({max(values):.1f})"
-                axes.plot(places, values, color=COLORS[way], marker="o", markersize=4, label=label)
+                label = f"{name} ({max(values):.1f})"
+                axes.plot(places, values, line, color=COLORS[way], marker="o", markersize=4, label=label)
         axes.set_title(f"{100 * sparsity:g} % pruned")
         axes.set_xlabel("epochs of training, both steps")
         if scale == "log":
@@ -266,17 +270,19 @@ def draw(rows: Sequence[Row], sparsities: Sequence[float], path: str, scale: str
             ticks = [tick for tick in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500) if tick <= most]
             axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
             axes.set_xticks([], minor=True)
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#e4e4e4", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, loc="lower left", fontsize=9)
+        axes.legend(frameon=False, loc="best", fontsize=9)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     panels[0].set_ylabel("Acc@1 in %")
     save_figure(figure, path, Path(path).suffix[1:].lower())
 
 
-def _best_run(rows: Sequence[Row], sparsity: float) -> list[Row]:
-    """All epochs of the learning rate that got highest."""
+def _best_run(rows: Sequence[Row], sparsity: float | None) -> list[Row]:
+    """All their epochs at the learning rate that got highest; of the low-rank step, where no sparsity is given."""
     theirs = [row for row in rows if (row["way"], row["sparsity"]) == (THEIRS, sparsity)]
     best = max(theirs, key=lambda row: float(row["acc1"]), default=None)
     return [row for row in theirs if best is not None and row["run"] == best["run"]]
@@ -315,7 +321,9 @@ def main() -> None:
     parser.add_argument("--training-args", default="", help="further arguments of all fine-tuning commands")
     parser.add_argument("--calibrate-args", default="", help="further arguments of our calibration in step 4")
     parser.add_argument("--plot", metavar="FILE", help=".png, .pdf or .svg")
-    parser.add_argument("--scale", choices=["log", "linear"], default="log", help="of the epochs in the picture")
+    parser.add_argument(
+        "--scale", choices=["log", "linear"], default="linear", help="of the epochs in the picture"
+    )
     options = parser.parse_args()
     runs = Runs(Path(options.output_dir))
     ways = Ways(options, runs)
