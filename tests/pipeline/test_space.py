@@ -13,7 +13,7 @@ from vitcod_cli.artifacts.output_folder import OutputSettings
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.settings import ModelSettings
 from vitcod_cli.pipeline.options import PipelineOptions
-from vitcod_cli.pipeline.space import Asked
+from vitcod_cli.pipeline.space import Outputs
 from vitcod_cli.reporting import QUIET
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
@@ -43,38 +43,40 @@ def left() -> int:
     return sum(path.stat().st_size for path in Path("out").rglob("*.safetensors"))
 
 
-def expected(asked: Asked, **options: object) -> int:
+def expected(outputs: Outputs, **options: object) -> int:
     model = load_model(ModelSettings(), DENSE, flag="--init-from", reporter=QUIET)
     output = OutputSettings(output_dir="out")
-    return asked.files(model, PipelineOptions(init_from=DENSE, output=output, **options))  # type: ignore[arg-type]
+    return outputs.files(model, PipelineOptions(init_from=DENSE, output=output, **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("words", "options", "asked"),
+    ("words", "options", "outputs"),
     [
-        (("--sparsity", 0.8), {}, Asked([("allocated", 0.8)], adds_heads=True, delivers=True)),
+        (("--sparsity", 0.8), {}, Outputs([("allocated", 0.8)], adds_heads=True, delivers=True)),
         (
             ("--sparsity", 0.8, "--method", "info", "--svd-type", "none", "--batch-size", 5),
             {},
-            Asked([("info", 0.8)], importance=False, delivers=True),
+            Outputs([("info", 0.8)], importance=False, delivers=True),
         ),
         (
             ("--sparsity", 0.5, "--epochs", 1, "--batch-size", 4),
             {"epochs": 1},
-            Asked([("allocated", 0.5)], adds_heads=True, delivers=True),
+            Outputs([("allocated", 0.5)], adds_heads=True, delivers=True),
         ),
     ],
 )
-def test_what_compress_leaves(run: Run, words: tuple[object, ...], options: dict[str, int], asked: Asked) -> None:
+def test_what_compress_leaves(
+    run: Run, words: tuple[object, ...], options: dict[str, int], outputs: Outputs
+) -> None:
     outcome = run("compress", *words)
     assert outcome.code == 0, outcome.err
-    assert left() == pytest.approx(expected(asked, **options), rel=SMALL)
+    assert left() == pytest.approx(expected(outputs, **options), rel=SMALL)
 
 
 def test_what_a_sweep_leaves(run: Run) -> None:
     outcome = run("sweep", "--sparsities", 0.5, 0.8, "--via", 0.3, 0.6)
     assert outcome.code == 0, outcome.err
-    points = Asked([(method, sparsity) for method in ("info", "allocated") for sparsity in (0.5, 0.8)])
+    points = Outputs([(method, sparsity) for method in ("info", "allocated") for sparsity in (0.5, 0.8)])
     assert left() == pytest.approx(expected(points, via=[0.3, 0.6]), rel=SMALL)
 
 

@@ -23,7 +23,7 @@ from vitcod_cli.pipeline.record import Row
 from vitcod_cli.pipeline.scores import DENSE
 from vitcod_cli.pipeline.search import LEAST, Found, search
 from vitcod_cli.pipeline.setup import Prepared, prepare
-from vitcod_cli.pipeline.space import Asked
+from vitcod_cli.pipeline.space import Outputs
 from vitcod_cli.pipeline.stages import LOW_RANK, point_name
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.steps.options import EvalOptions
@@ -40,7 +40,7 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
             no sparsity costs as little as ``max_drop``.
     """
     sparsity = LEAST / 100 if options.max_drop is not None else options.asked_sparsity
-    asked = Asked(
+    outputs = Outputs(
         [(options.method, sparsity)],
         importance=options.method == "allocated",
         adds_heads=options.lowrank.svd_type != "none",
@@ -51,7 +51,7 @@ def compress_run(options: CompressOptions, reporter: Reporter = QUIET) -> dict[s
         options,
         FILE,
         reporter,
-        asked,
+        outputs,
         check=lambda: check_push(options.hub),
         check_model=lambda model: _check_model(model, options),
         sparsity=options.asked_sparsity if options.max_drop is None else None,

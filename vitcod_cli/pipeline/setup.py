@@ -30,7 +30,7 @@ from vitcod_cli.pipeline.options import Method, PipelineOptions
 from vitcod_cli.pipeline.plan import Costs, Plan, measure_costs
 from vitcod_cli.pipeline.record import Record, Row, Stage, identity_of
 from vitcod_cli.pipeline.scores import Scores
-from vitcod_cli.pipeline.space import Asked
+from vitcod_cli.pipeline.space import Outputs
 from vitcod_cli.pipeline.stages import DENSE_FILE, Stages, point_name
 from vitcod_cli.reporting import QUIET, Reporter, without_secrets
 from vitcod_cli.restarts import restarted
@@ -109,7 +109,7 @@ def prepare(
     options: PipelineOptions,
     file: str,
     reporter: Reporter,
-    asked: Asked,
+    outputs: Outputs,
     *,
     check: Callable[[], None] = lambda: None,
     check_model: Callable[[Transformer], None] = lambda model: None,
@@ -120,7 +120,7 @@ def prepare(
     Args:
         command: for the record.
         file: name of the record.
-        asked: what will be made in any case.
+        outputs: what will be written in any case.
         check: what else is checked before anything is read; all processes call it together.
         check_model: what else is checked of the dense model, before images are looked for.
         sparsity: that a mask will have in any case, if it is known.
@@ -141,8 +141,8 @@ def prepare(
         check_task(model, options.epochs)
         check_model(model)
         check_tiles(model, options.tiles)
-        scratch_for_maps(model, runtime.device, folder, QUIET, importance=asked.importance)
-        on_main(lambda: asked.check_disk(folder, model, options))
+        scratch_for_maps(model, runtime.device, folder, QUIET, importance=outputs.importance)
+        on_main(lambda: outputs.check_disk(folder, model, options))
         images = open_images(model, options.data, options.calibration, reporter)
         check_calibration(model, images, options.calibration, runtime, folder)
         if sparsity is not None:

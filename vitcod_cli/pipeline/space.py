@@ -24,8 +24,8 @@ _TRAINED = 3
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a command makes in any case.
+class Outputs:
+    """What a command writes in any case.
 
     Attributes:
         points: masks, each with a model under it.
@@ -62,7 +62,8 @@ class Asked:
 
         Those of an earlier run make room, or are gone on with. What is temporary isn't counted.
         """
-        need = self.files(model, options) - sum(map(_size, folder.rglob("*")))
+        there = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]  # nothing of others
+        need = self.files(model, options) - sum(map(_size, there))
         check_space(folder, need, "--output-dir", "what is left to be written")
 
 

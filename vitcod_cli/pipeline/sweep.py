@@ -15,7 +15,7 @@ from vitcod_cli.pipeline.plan import in_words
 from vitcod_cli.pipeline.record import Record, Row
 from vitcod_cli.pipeline.scores import DENSE
 from vitcod_cli.pipeline.setup import Prepared, prepare
-from vitcod_cli.pipeline.space import Asked
+from vitcod_cli.pipeline.space import Outputs
 from vitcod_cli.pipeline.stages import point_name
 from vitcod_cli.plots.curve import save_curve
 from vitcod_cli.reporting import QUIET, Reporter
@@ -41,7 +41,7 @@ def sweep(options: SweepOptions, reporter: Reporter = QUIET) -> dict[str, Any]:
     Raises:
         VitcodError: if options, weights, images and folder don't go together, or no point could be made.
     """
-    with prepare("sweep", options, FILE, reporter, Asked(list(_points(options)))) as prepared:
+    with prepare("sweep", options, FILE, reporter, Outputs(list(_points(options)))) as prepared:
         _tell_plan(options, prepared, reporter)
         record, dense = prepared.record, prepared.dense
         prepared.score(DENSE, dense)
