@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import CPU, RUNTIME, calibration_images, teacher_and_student
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -19,40 +20,11 @@ from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import checked_teacher
 from vitcod_cli.calibration.objective import PREFIX_SHARE, OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
-from vitcod_cli.data.calibration import CalibrationImages
-from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.build import build_model
-from vitcod_cli.model.layers import attention_shape, attentions, keep_mask, set_keep_mask
+from vitcod_cli.model.layers import attentions, keep_mask
 from vitcod_cli.reporting import SilentReporter
-from vitcod_cli.runtime import Runtime, RuntimeSettings
 from vitcod_cli.signals import StopRequest
-
-CPU = torch.device("cpu")
-RUNTIME = Runtime(RuntimeSettings(), CPU, torch.float32)
-PREPROCESS = Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.875)
-
-
-def calibration_images(count: int = 48) -> CalibrationImages:
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 4, 4, generator=generator)
-    images = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear") * 255
-    return CalibrationImages(images.to(torch.uint8), PREPROCESS, CPU, count)
-
-
-def teacher_and_student(config: ModelConfig) -> tuple[VisionTransformer, VisionTransformer]:
-    """A dense model with lively attention, and the same under a mask that keeps the diagonal and class token."""
-    torch.manual_seed(0)
-    teacher = build_model(config).eval()
-    for layer in attentions(teacher):
-        nn.init.normal_(layer.qkv.weight, std=0.3)
-        nn.init.normal_(layer.proj.weight, std=0.3)
-    student = copy.deepcopy(teacher)
-    shape = attention_shape(teacher)
-    keep = torch.eye(shape[-1], dtype=torch.bool).expand(shape).clone()
-    keep[..., 0] = keep[..., 0, :] = True
-    set_keep_mask(student, keep)
-    return teacher, student
 
 
 def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[block_fit.BlockReport]:
@@ -254,6 +226,20 @@ def test_prefix_tokens_have_their_share_of_the_loss() -> None:
     assert float(loss(wrong_rest, target)) == pytest.approx(1 - PREFIX_SHARE, rel=0.1)
 
 
+@pytest.mark.parametrize(("prefix", "class_tokens"), [(1, 1), (5, 1), (2, 2)])
+def test_what_the_head_reads_has_a_share_beforehand(prefix: int, class_tokens: int) -> None:
+    """The rest is shared as usual, registers with the class token."""
+    target = torch.randn(64, 10, 6)
+    loss = OutputLoss.scaled_to(target, prefix, CPU, class_tokens=class_tokens, class_share=0.6)
+    wrong = {}
+    for name, tokens in {"class": slice(0, class_tokens), "patches": slice(prefix, None)}.items():
+        output = target.clone()
+        output[:, tokens] = target[:, tokens].mean(dim=0)
+        wrong[name] = float(loss(output, target))
+    assert wrong["class"] == pytest.approx(0.6 + 0.4 * PREFIX_SHARE * class_tokens / prefix, rel=0.1)
+    assert wrong["patches"] == pytest.approx(0.4 * (1 - PREFIX_SHARE), rel=0.1)
+
+
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_constant_targets_give_a_finite_loss(prefix: int) -> None:
     target = torch.ones(4, 5, 3)
@@ -288,7 +274,8 @@ def a_fit(config: ModelConfig, tokens: Tensor, teacher_tokens: Tensor, crops: in
         tokens=tokens,
         teacher_tokens=teacher_tokens,
         goal=block_fit.Goal(block, teacher_tokens, OutputLoss.scaled_to(torch.randn(48, 17, 24), 1, CPU)),
-        ahead=None,
+        ahead=(),
+        peak=1e-3,
         crops=crops,
         settings=CalibrationSettings(),
         runtime=RUNTIME,
@@ -327,9 +314,10 @@ def test_what_the_next_block_makes_of_the_output_counts(tiny_config: ModelConfig
             tokens=tokens,
             teacher_tokens=tokens,
             goal=block_fit.Goal(block, target, OutputLoss.scaled_to(target, 1, CPU)),
-            ahead=goal if looks else None,
+            ahead=[goal] if looks else (),
+            peak=1e-2,
             crops=1,
-            settings=CalibrationSettings(calibrate_steps=40, calibrate_lr=1e-2, calibrate_batch_size=8),
+            settings=CalibrationSettings(calibrate_steps=40, calibrate_batch_size=8),
             runtime=RUNTIME,
             stop=StopRequest(),
         )

@@ -99,7 +99,8 @@ class BlockFit:
         teacher_tokens: [images, N, C], what enters the teacher's block; both may be on another device than the
             block.
         goal: what the block should make of them: what the teacher's block makes of the teacher's tokens.
-        ahead: what the teacher's next block should make of the output; None: there is none.
+        ahead: what the teacher's next blocks should make of the output, one after the other.
+        peak: the learning rate behind the warm-up.
         stop: asked behind every step; the processes agree.
     """
 
@@ -108,7 +109,8 @@ class BlockFit:
     tokens: Tensor
     teacher_tokens: Tensor
     goal: Goal
-    ahead: Goal | None
+    ahead: Sequence[Goal]
+    peak: float
     crops: int
     settings: CalibrationSettings
     runtime: Runtime
@@ -172,13 +174,16 @@ class BlockFit:
         batch, weight = self._share()
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = self.settings.calibrate_lr * learning_rate_factor(step, steps)
+                group["lr"] = self.peak * learning_rate_factor(step, steps)
             sample = self.fitted[torch.randint(len(self.fitted), (batch,), generator=generator)]
             self.block.zero_grad()
             tokens = self._mixed(sample, TEACHER_SHARE * (1 - step / steps), generator)
             with self.runtime.autocast():
                 output, error = self.goal.error(tokens.to(self.runtime.device), sample)
-                loss = error if self.ahead is None else error + self.ahead.error(output, sample)[1]
+                loss = error
+                for goal in self.ahead:
+                    output, further = goal.error(output, sample)
+                    loss = loss + further
             # Of nothing else gradients are computed, such as the teacher's weights.
             (loss * weight).backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
             signals = average_gradients(self.parameters, [self.stop.interrupted, self.stop.terminated])

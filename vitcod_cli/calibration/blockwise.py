@@ -2,15 +2,16 @@
 
 Each block is fed with what the already fitted blocks before it make of the images, and is fitted to
 what the teacher's block makes of the teacher's own tokens: it learns to make up for the errors that
-reach it, too, and looks ahead: what the teacher's next block would make of its output counts as much.
-Of the last block only those tokens count that the head reads. Nothing flows backwards through more
-than two blocks, so a step costs little of a training step, and the tokens of all images are kept
-instead of being computed again, in memory or in a file.
+reach it, too, and looks ahead: what the teacher's next two blocks would make of its output counts as
+much. The deeper a block, the more the tokens count that the head reads, and of the last one only
+these. Nothing flows backwards through more than three blocks, so a step costs little of a training
+step, and the tokens of all images are kept instead of being computed again, in memory or in a file.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from vitcod_cli.calibration.block_fit import (
     fitted_parameters,
 )
 from vitcod_cli.calibration.checks import check_shares, step_bytes, tokens_bytes
+from vitcod_cli.calibration.depth import Depth
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.calibration.token_store import TokenStore
@@ -62,6 +64,7 @@ def calibrate(
     on_block: Callable[[BlockReport], None] = lambda report: None,
     stop: StopRequest | None = None,
     folder: Path | None = None,
+    depth: Depth | None = None,
 ) -> list[BlockReport]:
     """Fit ``student``'s blocks in place, first to last; the teacher can be released afterwards.
 
@@ -77,6 +80,7 @@ def calibrate(
         stop: a signal ends the calibration behind the step, with :class:`~vitcod_cli.errors.Interrupted` in all
             processes.
         folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
+        depth: how the fit changes with depth; None: as it is best.
 
     Returns:
         One report a block that was tried. A block that does not get better on held-out images, or diverges, keeps
@@ -89,27 +93,29 @@ def calibrate(
     check_shares(images, settings)
     student.eval()
     teacher.eval()
-    stop = stop or StopRequest()
+    stop, depth = stop or StopRequest(), depth or Depth()
     store = _store(student, len(images), settings, runtime=runtime, folder=folder, reporter=reporter)
     reports, blocks = list(finished), len(student.blocks)
     with torch.no_grad():
         passes, teacher_passes = block_passes(student), block_passes(teacher)
     # Maps are dumped of all rows of a low-rank model, so that there all of them count.
     read = read_by_head(student) if scope == "block" else None
+    class_tokens = 0 if read is None else read.stop or 0
     steps = settings.calibrate_steps
 
     def goal(model: Transformer, index: int, block_pass: BlockPass, target: Tensor) -> Goal:
-        prefix = student.num_prefix_tokens
+        prefix, share = student.num_prefix_tokens, depth.class_share(index, blocks, class_tokens)
         if read is not None and index == blocks - 1:
-            block_pass, target, prefix = last_block_pass(model, block_pass), target[:, read], 0
-        return Goal(block_pass, target, OutputLoss.scaled_to(target, prefix, runtime.device))
+            block_pass, target, prefix, share = last_block_pass(model, block_pass), target[:, read], 0, 0.0
+        loss = OutputLoss.scaled_to(target, prefix, runtime.device, class_tokens=class_tokens, class_share=share)
+        return Goal(block_pass, target, loss)
 
     with reporter.progress("calibrate", blocks * steps, unit="steps") as progress, stop.deferred():
 
         def on_step(error: float) -> None:
             progress.advance(1, block=f"{len(reports) + 1}/{blocks}", error=error)
 
-        walk = walk_blocks(student, teacher, images, runtime, stop=stop, store=store)
+        walk = walk_blocks(student, teacher, images, runtime, ahead=depth.ahead, stop=stop, store=store)
         for index, tokens in enumerate(walk):
             if index < len(finished):
                 progress.advance(steps)
@@ -124,9 +130,11 @@ def calibrate(
                 tokens=tokens.student,
                 teacher_tokens=tokens.entering,
                 goal=goal(student, index, passes[index], tokens.leaving),
-                ahead=None
-                if tokens.ahead is None
-                else goal(teacher, index + 1, teacher_passes[index + 1], tokens.ahead),
+                ahead=[
+                    goal(teacher, following, teacher_passes[following], target)
+                    for following, target in enumerate(tokens.ahead, index + 1)
+                ],
+                peak=depth.learning_rate(settings.calibrate_lr, index, blocks, class_tokens),
                 crops=images.crops,
                 settings=settings,
                 runtime=runtime,
@@ -193,13 +201,13 @@ class BlockTokens:
     Attributes:
         student: the student's tokens that enter the block. entering: the teacher's.
         leaving: what the teacher's block makes of them.
-        ahead: what its next block makes of that; None: there is none.
+        ahead: what its next blocks make of that, one after the other; none behind the last.
     """
 
     student: Tensor
     entering: Tensor
     leaving: Tensor
-    ahead: Tensor | None
+    ahead: Sequence[Tensor]
 
 
 def walk_blocks(
@@ -208,6 +216,7 @@ def walk_blocks(
     images: CalibrationImages,
     runtime: Runtime,
     *,
+    ahead: int,
     stop: StopRequest,
     store: TokenStore,
 ) -> Iterator[BlockTokens]:
@@ -215,25 +224,31 @@ def walk_blocks(
 
     A block is applied to the student's tokens when the next ones are asked for, so that its fit counts; behind the
     last block nothing is asked for. The next tokens lie in the memory of those before.
+
+    Args:
+        ahead: how many of the teacher's next blocks are walked through, too.
     """
     with between_steps(stop), torch.no_grad():
         renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
         tokens = embed(student, images.batches(FORWARD_BATCH), len(images), runtime, store)
-        others = map(renormalise, images.batches(FORWARD_BATCH))
-        entering = embed(teacher, others, len(images), runtime, store)
+        renormalised = map(renormalise, images.batches(FORWARD_BATCH))
+        entering = embed(teacher, renormalised, len(images), runtime, store)
         passes, teacher_passes = block_passes(student), block_passes(teacher)
-        leaving, spare = store.empty(entering.shape), store.empty(entering.shape)
-        apply_block(teacher_passes[0], entering, runtime, into=leaving)
+        line = deque([entering])  # the teacher's, behind one block after the other
+        for block in teacher_passes[: ahead + 1]:
+            line.append(store.empty(entering.shape))
+            apply_block(block, line[-2], runtime, into=line[-1])
     for index, student_block in enumerate(passes):
-        ahead = spare if index + 1 < len(passes) else None
+        entering, leaving, *further = line
+        yield BlockTokens(tokens, entering, leaving, further)
+        if index + 1 == len(passes):
+            break
         with between_steps(stop):
-            if ahead is not None:
-                apply_block(teacher_passes[index + 1], leaving, runtime, into=ahead)
-        yield BlockTokens(tokens, entering, leaving, ahead)
-        if ahead is not None:
-            with between_steps(stop):
-                apply_block(student_block, tokens, runtime)
-            entering, leaving, spare = leaving, ahead, entering
+            apply_block(student_block, tokens, runtime)
+            spare, furthest = line.popleft(), index + 1 + ahead
+            if furthest < len(passes):
+                apply_block(teacher_passes[furthest], line[-1], runtime, into=spare)
+                line.append(spare)
 
 
 @torch.no_grad()

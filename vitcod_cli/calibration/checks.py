@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vitcod_cli import distributed
+from vitcod_cli.calibration.depth import AHEAD
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
@@ -158,14 +159,16 @@ def check_memory(
 
 
 def tokens_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
-    """Bytes of the tokens of ``views`` images: the student's, and the teacher's around two blocks."""
-    return 4 * 4 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
+    """Bytes of the tokens of ``views`` images: the student's, and the teacher's around the blocks of a step."""
+    stores = 3 + min(AHEAD, len(model.blocks) - 1)
+    return stores * 4 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
 
 
 def step_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
-    """Bytes of one step, through two blocks, on some of ``views`` images, about."""
+    """Bytes of one step, through a block and those behind it, on some of ``views`` images, about."""
     if not settings.enabled:
         return 0
     tokens, width = attention_shape(model)[-1], int(model.embed_dim)
     batch = min(views, max(1, settings.calibrate_batch_size // distributed.world_size()))
-    return 2 * 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)
+    blocks = 1 + min(AHEAD, len(model.blocks) - 1)
+    return blocks * 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)

@@ -28,8 +28,21 @@ class OutputLoss:
     weights: Tensor
 
     @classmethod
-    def scaled_to(cls, target: Tensor, num_prefix_tokens: int, device: torch.device) -> OutputLoss:
-        """The loss, on ``device``, for outputs like ``target`` [images, N, C] (all processes' images together)."""
+    def scaled_to(
+        cls,
+        target: Tensor,
+        num_prefix_tokens: int,
+        device: torch.device,
+        *,
+        class_tokens: int = 0,
+        class_share: float = 0.0,
+    ) -> OutputLoss:
+        """The loss, on ``device``, for outputs like ``target`` [images, N, C] (all processes' images together).
+
+        Args:
+            class_tokens: how many of the first tokens are all that the head reads.
+            class_share: what they get of the error beforehand; the rest is shared among all tokens as usual.
+        """
         shift = distributed.broadcast(target[:1].to(device).mean(dim=0).clone())
         sums = torch.zeros(2, *shift.shape, dtype=torch.float64, device=device)
         for part in torch.split(target, _BATCH):  # of all at once there would be two copies
@@ -40,16 +53,20 @@ class OutputLoss:
         variance = (second - first.square()).clamp_min(0).mean(dim=-1)  # [N]
 
         num_tokens, prefix = len(variance), num_prefix_tokens
-        weights = torch.ones_like(variance)
+        # In the first blocks a prefix token is nearly the same for all images: against its own
+        # variance its error would drown everything else.
+        patches = variance[prefix:].mean()
+        least = 0.1 * patches
         if 0 < prefix < num_tokens:
-            # In the first blocks a prefix token is nearly the same for all images: against its own
-            # variance its error would drown everything else.
-            patches = variance[prefix:].mean()
-            own = torch.maximum(variance[:prefix].mean(), 0.1 * patches)
-            weights[:prefix] = PREFIX_SHARE / prefix / own
+            weights = torch.empty_like(variance)
+            weights[:prefix] = PREFIX_SHARE / prefix / torch.maximum(variance[:prefix].mean(), least)
             weights[prefix:] = (1 - PREFIX_SHARE) / (num_tokens - prefix) / patches
         else:
-            weights /= num_tokens * variance.mean()
+            weights = torch.full_like(variance, 1 / num_tokens) / variance.mean()
+        if class_share:
+            own = torch.maximum(variance[:class_tokens].mean(), least)
+            weights *= 1 - class_share
+            weights[:class_tokens] += class_share / class_tokens / own
         return cls(torch.nan_to_num(weights, posinf=1.0).float())
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from vitcod_cli.bench.workload import synthetic_images
+from vitcod_cli.calibration.depth import AHEAD
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
@@ -65,8 +66,10 @@ def measure_costs(
     def step() -> None:
         with torch.enable_grad():
             output = block_pass(tokens)
-            ahead = [next_pass(output).float().square().mean() for next_pass in following[:1]]
-            loss = output.float().square().mean() + sum(ahead)
+            loss = output.float().square().mean()
+            for next_pass in following[:AHEAD]:
+                output = next_pass(output)
+                loss = loss + output.float().square().mean()
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
     workers = default_workers() if options.data.workers is None else options.data.workers
