@@ -3,9 +3,10 @@
 Each block is fed with what the already fitted blocks before it make of the images, and is fitted to
 what the teacher's block makes of the teacher's own tokens: it learns to make up for the errors that
 reach it, too, and looks ahead: what the teacher's next two blocks would make of its output counts as
-much. The deeper a block, the more the tokens count that the head reads, and of the last one only
-these. Nothing flows backwards through more than three blocks, so a step costs little of a training
-step, and the tokens of all images are kept instead of being computed again, in memory or in a file.
+much. In late blocks the class token counts most where the head reads it, and of the last one only
+what is read. Nothing flows backwards through more than three blocks, so a step costs little of a
+training step, and the tokens of all images are kept instead of being computed again, in memory or
+in a file.
 """
 
 from __future__ import annotations

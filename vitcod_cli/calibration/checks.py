@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitcod_cli import distributed
-from vitcod_cli.calibration.depth import AHEAD
+from vitcod_cli.calibration.depth import Depth
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
@@ -160,7 +160,7 @@ def check_memory(
 
 def tokens_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
     """Bytes of the tokens of ``views`` images: the student's, and the teacher's around the blocks of a step."""
-    stores = 3 + min(AHEAD, len(model.blocks) - 1)
+    stores = 3 + min(Depth.ahead, len(model.blocks) - 1)
     return stores * 4 * views * attention_shape(model)[-1] * int(model.embed_dim) if settings.enabled else 0
 
 
@@ -170,5 +170,5 @@ def step_bytes(model: Transformer, views: int, settings: CalibrationSettings) ->
         return 0
     tokens, width = attention_shape(model)[-1], int(model.embed_dim)
     batch = min(views, max(1, settings.calibrate_batch_size // distributed.world_size()))
-    blocks = 1 + min(AHEAD, len(model.blocks) - 1)
+    blocks = 1 + min(Depth.ahead, len(model.blocks) - 1)
     return blocks * 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-AHEAD = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
@@ -25,7 +23,7 @@ class Depth:
             token.
     """
 
-    ahead: int = AHEAD
+    ahead: int = 2
     late_from: float = 0.5
     late_rate: float = 0.3
     late_class_share: float = 0.93

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from vitcod_cli.bench.workload import synthetic_images
-from vitcod_cli.calibration.depth import AHEAD
+from vitcod_cli.calibration.depth import Depth
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.images import ImageData
 from vitcod_cli.data.preprocess import Preprocess
@@ -67,7 +67,7 @@ def measure_costs(
         with torch.enable_grad():
             output = block_pass(tokens)
             loss = output.float().square().mean()
-            for next_pass in following[:AHEAD]:
+            for next_pass in following[: Depth.ahead]:
                 output = next_pass(output)
                 loss = loss + output.float().square().mean()
             torch.autograd.grad(loss, parameters, allow_unused=True)
