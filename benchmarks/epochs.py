@@ -43,6 +43,7 @@ from typing import Any
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.calibration.settings import CalibrationSettings
+from vitcod_cli.pipeline.options import VIA
 from vitcod_cli.plots.files import save_figure
 
 DENSE, THEIRS, OURS = "dense", "theirs", "ours"
@@ -181,15 +182,16 @@ class Ways:
     def ours(self, sparsity: float) -> None:
         """Steps 2 to 4 with importance and calibration; the trainings go on from the calibrated model.
 
-        As ``vitcod compress`` does it: a mask that is sparser than ``--via`` by way of that, in half of the steps.
+        As ``vitcod compress`` does it: by way of those of ``--via`` that are less sparse, in half of the steps.
         """
         options = self.options
         start, attention = self.ours_lowrank(), self._attention(self.ours_lowrank(), f"{OURS}-attn")
-        if 0 < options.via < sparsity:
-            name = f"{OURS}-via-{percent(options.via)}"
-            half = ["--calibrate-steps", (CalibrationSettings().calibrate_steps + 1) // 2]
-            start = self._calibrated(name, start, attention, options.via, *half)
-            attention = self._attention(start, f"{name}-attn")
+        half = ["--calibrate-steps", (CalibrationSettings().calibrate_steps + 1) // 2]
+        for share in sorted(options.via):
+            if 0 < share < sparsity:
+                name = f"{OURS}-via-{percent(share)}"
+                start = self._calibrated(name, start, attention, share, *half)
+                attention = self._attention(start, f"{name}-attn")
         name = f"{OURS}-{percent(sparsity)}"
         calibrated = self._calibrated(name, start, attention, sparsity)
         for epochs in options.ours_epochs:
@@ -314,7 +316,9 @@ def main() -> None:
     parser.add_argument("--dense-lr", type=float, default=5e-5)
     parser.add_argument("--recipe-args", default=RECIPE_ARGS, help="further arguments of all epochs of training")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--via", type=float, default=0.75, help="sparsity on our way to sparser masks; 0: none")
+    parser.add_argument(
+        "--via", type=float, nargs="+", default=list(VIA), help="on our way to sparser masks; 0: none"
+    )
     parser.add_argument("--importance-images", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="bfloat16")

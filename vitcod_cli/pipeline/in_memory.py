@@ -39,7 +39,7 @@ from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, has_mas
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
-from vitcod_cli.pipeline.options import IMPORTANCE_IMAGES, MAP_IMAGES, way_to
+from vitcod_cli.pipeline.options import IMPORTANCE_IMAGES, MAP_IMAGES, VIA, way_to
 from vitcod_cli.pipeline.setup import check_tiles
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
@@ -56,7 +56,7 @@ def compress(
     allocate: bool = True,
     min_density: float | None = None,
     block_for: Literal["cpu", "gpu"] | None = None,
-    via: Sequence[float] = (0.75,),
+    via: Sequence[float] = VIA,
     num_images: int = 2048,
     lowrank_calibration: LowRankCalibrationSettings | None = None,
     calibration: CalibrationSettings | None = None,
