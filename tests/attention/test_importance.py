@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.attention import importance
-from vitcod_cli.attention.importance import add_damage, collect_importance, feature_direction, fisher_direction
+from vitcod_cli.attention.importance import (
+    add_damage,
+    block_weights,
+    collect_importance,
+    feature_direction,
+    fisher_direction,
+)
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.preprocess import Preprocess
 from vitcod_cli.errors import VitcodError
@@ -158,6 +165,38 @@ def test_with_one_round_the_order_is_the_damage(model: VisionTransformer) -> Non
     order = collect_importance(model, pictures(8), CPU, SilentReporter(), rounds=1)
     assert sorted(order.ravel()) == pytest.approx(np.arange(order.size) / order.size)
     assert (np.diff(damage.ravel()[order.argsort(axis=None)]) >= 0).all()
+
+
+def test_late_blocks_count_more_by_their_depth(model: VisionTransformer) -> None:
+    """From 1 in the first block to the weight in the last; the order is that of the damage times this."""
+    damage = pruning_damage(model, pictures(8), CPU)
+    weights = np.geomspace(1, 16, len(model.blocks))
+    assert block_weights(model, 16) == pytest.approx(weights)
+    order = collect_importance(model, pictures(8), CPU, SilentReporter(), rounds=1, late_weight=16)
+    weighted = (damage * weights[:, None, None, None]).ravel()[order.argsort(axis=None)]
+    assert (np.diff(weighted) >= -1e-6 * weighted[1:]).all()
+    before = collect_importance(model, pictures(8), CPU, SilentReporter(), rounds=1)
+    assert order[-1].mean() > before[-1].mean()
+
+
+def test_late_blocks_count_more_under_a_mask_but_what_it_prunes_stays_last(model: VisionTransformer) -> None:
+    keep = torch.from_numpy(allocated_mask(pruning_damage(model, pictures(4), CPU), 0.4, 1))
+    set_keep_mask(model, keep)
+    order = collect_importance(model, pictures(4), CPU, SilentReporter(), late_weight=1000)
+    assert order[~keep.numpy()].max() < order[keep.numpy()].min()
+    assert sorted(order.ravel()) == pytest.approx(np.arange(order.size) / order.size)
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_no_block_counts_more_where_the_head_reads_patches(tiny_config: ModelConfig, pool: str) -> None:
+    kwargs = {**tiny_config.model_kwargs, "global_pool": pool}
+    pooled = build_model(dataclasses.replace(tiny_config, model_kwargs=kwargs))
+    assert (block_weights(pooled, 4) == [1.0] * len(pooled.blocks)) == (pool == "avg")
+
+
+def test_no_block_counts_more_where_there_is_no_head(tiny_config: ModelConfig) -> None:
+    features = build_model(dataclasses.replace(tiny_config, num_classes=0))
+    assert block_weights(features, 4) == [1.0] * len(features.blocks)
 
 
 def test_later_rounds_order_what_the_earlier_left(model: VisionTransformer) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import vitcod_cli.pipeline.compress
 import vitcod_cli.pipeline.stages
+from vitcod_cli.artifacts.attention_map import read_attention_map
 from vitcod_cli.artifacts.mask import read_mask
 
 MODEL = ("--model", "deit_tiny_patch16_224", "--img-size", 32)
@@ -99,6 +100,16 @@ def test_a_sparse_mask_is_made_in_stages(compress: Any) -> None:
 def test_other_masks_go_straight_there(compress: Any, words: tuple[object, ...]) -> None:
     assert compress("--sparsity", 0.6, "--via", 0.3, *words).code == 0
     assert not [stage["name"] for stage in record()["stages"] if "via" in stage["name"]]
+
+
+def test_late_blocks_count_more_for_a_mask_that_is_calibrated(compress: Any) -> None:
+    for words, weight in ((("--via", 0.3), 4), (("--calibrate-steps", 0, "--overwrite"), 1)):
+        assert compress("--sparsity", 0.6, *words).code == 0
+        maps = [stage for stage in record()["stages"] if stage["name"].startswith("attention map")]
+        assert maps
+        for stage in maps:
+            assert read_attention_map(f"out/{stage['output']}").info["late_weight"] == weight
+            assert stage["identity"]["--late-weight"] == weight
 
 
 def keep_of(path: str) -> NDArray[np.bool_]:

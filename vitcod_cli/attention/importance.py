@@ -9,6 +9,9 @@ a head gives features, whose change is measured by its squared length, as a shar
 
 The damage of pruning many entries is not the sum of theirs: keys stand in for each other. So it is measured
 in rounds, each under a mask that leaves half of the entries that the one before it left.
+
+Nor is it the damage that stays. Calibration mends much of what pruning does to the first blocks, and little behind
+them, where the class token of few images carries the answer (see docs/research.md): there damage counts more.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from vitcod_cli.masks.budget import budget, largest_entries, necessary_entries
 from vitcod_cli.masks.ranking import Keep
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, attentions, using
+from vitcod_cli.model.read_rows import class_tokens_read
 from vitcod_cli.reporting import Progress, Reporter
 from vitcod_cli.runtime import Runtime, free_memory
 
@@ -48,6 +52,7 @@ def collect_importance(
     reporter: Reporter,
     *,
     rounds: int = ROUNDS,
+    late_weight: float = 1.0,
     scratch: Scratch | None = None,
 ) -> NDArray[np.float32]:
     """The order in which entries are worth keeping, over all blocks and heads together.
@@ -56,6 +61,7 @@ def collect_importance(
     directions (:func:`fisher_direction`), so its order is a little different.
 
     Args:
+        late_weight: see :func:`block_weights`; 1 counts the damage as it is.
         scratch: where the result is made; None: in memory. Masks take two bytes an entry of memory beside it.
 
     Returns:
@@ -65,6 +71,7 @@ def collect_importance(
         VitcodError: if the model yields values that are not finite.
     """
     before = [layer.keep for layer in attentions(model)]
+    weights = block_weights(model, late_weight)
     free_memory()  # of whatever came before: what follows takes pieces of other sizes
     values: Values = (scratch or Scratch()).zeros(attention_shape(model), np.float32)
     ranked = _rank_pruned(values, before)
@@ -76,6 +83,8 @@ def collect_importance(
                     progress.advance(len(images))  # the next round sees the same entries, and its figures count
                     continue
                 _measure_again(values, model, images, runtime, progress=progress, seed=number)
+                for block, weight in zip(values, weights, strict=True):
+                    np.multiply(block, np.float32(weight), out=block, where=block > 0)  # ranks are negative
                 keep = None if last else _most_important(values, sparsity, model.num_prefix_tokens)
                 if keep is None:
                     break
@@ -89,6 +98,18 @@ def collect_importance(
     free_memory()
     rank_others(values, None, ranked)
     return final_ranks(values)
+
+
+def block_weights(model: Transformer, late_weight: float) -> list[float]:
+    """How many times the damage in each block counts: from 1 in the first to ``late_weight`` in the last.
+
+    Each block's is the same multiple of the one before. All are 1 where the head doesn't read class tokens alone.
+    """
+    last = len(model.blocks) - 1
+    if not class_tokens_read(model) or not last:
+        return [1.0] * (last + 1)
+    weights: list[float] = [late_weight ** (index / last) for index in range(last + 1)]
+    return weights
 
 
 def _rank_pruned(values: Values, masks: list[Tensor | None]) -> int:

@@ -21,12 +21,14 @@ def measure_map(
     reporter: Reporter,
     *,
     importance: bool,
+    late_weight: float = 1.0,
     scratch: Scratch | None = None,
 ) -> AttentionMap:
     """Attention and, where it is asked for, importance, both of the same images.
 
     Args:
         model: on the runtime's device; faster with folded auto-encoders.
+        late_weight: of the importance, see :func:`~vitcod_cli.attention.importance.block_weights`.
         scratch: where both are made; None: in memory.
 
     Raises:
@@ -34,5 +36,7 @@ def measure_map(
     """
     batches = [(batch, torch.zeros(len(batch))) for batch in images.batches(IMAGES)]
     attention, count = collect_attention(model, batches, runtime, reporter, scratch=scratch)
-    worth = collect_importance(model, images, runtime, reporter, scratch=scratch) if importance else None
+    worth = None
+    if importance:
+        worth = collect_importance(model, images, runtime, reporter, late_weight=late_weight, scratch=scratch)
     return AttentionMap(attention, count, {"num_prefix_tokens": model.num_prefix_tokens}, worth)

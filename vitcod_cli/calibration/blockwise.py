@@ -40,7 +40,7 @@ from vitcod_cli.machine import gigabytes
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.passes import BlockPass, block_passes, tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.model.read_rows import last_block_pass, read_by_head
+from vitcod_cli.model.read_rows import class_tokens_read, last_block_pass, read_by_head
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -101,7 +101,7 @@ def calibrate(
         passes, teacher_passes = block_passes(student), block_passes(teacher)
     # Maps are dumped of all rows of a low-rank model, so that there all of them count.
     read = read_by_head(student) if scope == "block" else None
-    class_tokens = 0 if read is None else read.stop or 0
+    class_tokens = class_tokens_read(student) if scope == "block" else 0
     steps = settings.calibrate_steps
 
     def goal(model: Transformer, index: int, block_pass: BlockPass, target: Tensor) -> Goal:

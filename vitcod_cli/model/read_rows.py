@@ -91,6 +91,12 @@ def _class_tokens_read(model: Transformer) -> int | None:
     return 1 if model.global_pool == "token" else None
 
 
+def class_tokens_read(model: Transformer) -> int:
+    """How many class (and distillation) tokens are all that the head of ``model`` reads; 0 if it reads others."""
+    read = read_by_head(model)
+    return 0 if read is None else read.stop or 0
+
+
 def last_block_pass(model: Transformer, block_pass: BlockPass) -> BlockPass:
     """``block_pass``, that of the last block, for the tokens that :func:`read_by_head` names."""
     read = read_by_head(model)

@@ -44,6 +44,7 @@ from vitcod_cli.pipeline.setup import check_tiles
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.steps.lowrank import initialise_from
+from vitcod_cli.steps.options import LATE_WEIGHT
 from vitcod_cli.steps.setup import dense_copy, read_crops
 
 
@@ -133,7 +134,8 @@ def compress(
             stages = way_to(sparsity, via if allocate else (), calibration)
             for share, settings in [*stages, (sparsity, calibration)]:
                 at = mask.changed(info=Info(sparsity=share))
-                set_keep_mask(student, _mask(student, sample, at, running, reporter))
+                weight = LATE_WEIGHT if calibration.enabled else 1.0
+                set_keep_mask(student, _mask(student, sample, at, running, reporter, late_weight=weight))
                 if settings.enabled:
                     fit(student, dense, sample, settings, scope="block")
     return student.eval()
@@ -212,6 +214,8 @@ def _mask(
     settings: MaskSettings,
     runtime: Runtime,
     reporter: Reporter,
+    *,
+    late_weight: float,
 ) -> Tensor:
     """A mask bool [L, H, N, N] by the attention of ``model``, under its own mask if any, on some ``images``."""
     folded = copy.deepcopy(model)
@@ -219,6 +223,8 @@ def _mask(
     few = images.first(IMPORTANCE_IMAGES) if settings.allocated.allocate else images.first(MAP_IMAGES)
     importance, folder = settings.allocated.allocate, Path(tempfile.gettempdir())
     scratch = scratch_for_maps(folded, runtime.device, folder, reporter, importance=importance, writes=False)
-    attention_map = measure_map(folded, few, runtime, reporter, importance=importance, scratch=scratch)
+    attention_map = measure_map(
+        folded, few, runtime, reporter, importance=importance, late_weight=late_weight, scratch=scratch
+    )
     mask = generate_mask(attention_map, settings, reporter)
     return torch.from_numpy(mask.keep)

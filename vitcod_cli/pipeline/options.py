@@ -23,7 +23,7 @@ Method = Literal["info", "allocated"]
 
 DEFAULT_SPARSITY = 0.9
 MAP_IMAGES, IMPORTANCE_IMAGES = 512, 256
-VIA = (0.75, 0.9)
+VIA = (0.75, 0.85, 0.9)
 """Sparsities on the way to sparser allocated masks."""
 
 _SPARSITY: dict[str, Any] = {"above": 0, "below": 1, "panel": "Mask"}

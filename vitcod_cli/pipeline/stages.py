@@ -25,7 +25,7 @@ from vitcod_cli.settings import Settings
 from vitcod_cli.steps.attention_map import dump_attention
 from vitcod_cli.steps.lowrank import finetune_lowrank
 from vitcod_cli.steps.mask import make_mask
-from vitcod_cli.steps.options import AttentionMapOptions, LowRankOptions, SparseOptions
+from vitcod_cli.steps.options import LATE_WEIGHT, AttentionMapOptions, LowRankOptions, SparseOptions
 from vitcod_cli.steps.sparse import finetune_sparse
 from vitcod_cli.training.recipe import LowRankRecipe, SparseRecipe
 
@@ -91,6 +91,7 @@ class Stages:
             checkpoint=str(checkpoint),
             max_images=self.options.map_images,
             importance_images=self.options.importance_images if importance else 0,
+            late_weight=LATE_WEIGHT if self.options.calibration.enabled else 1.0,
             batch_size=self.options.batch_size,
             output=str(path),
             overwrite=True,

@@ -84,9 +84,13 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
         )
         importance = None
         if options.importance_images:
-            importance = collect_importance(model, sample, runtime, reporter, scratch=scratch)
+            importance = collect_importance(
+                model, sample, runtime, reporter, late_weight=options.late_weight, scratch=scratch
+            )
         if is_main():
             info = {**_info(model, options), "importance_images": sample.num_images}
+            if importance is not None:
+                info["late_weight"] = options.late_weight
             write_attention_map(options.output, AttentionMap(attention, num_images, info, importance))
     reporter.info(f"Averaged over {num_images} images.")
     return MapResult(options.output, num_images, list(attention.shape))

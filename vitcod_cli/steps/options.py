@@ -64,6 +64,10 @@ class SparseOptions(FineTuneOptions, panel="Model"):
     recipe: SparseRecipe = field(default_factory=SparseRecipe)
 
 
+LATE_WEIGHT = 4.0
+"""How many times the damage in the last block counts as much as in the first for a mask that is calibrated."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionMapOptions(Settings):
     """Options of ``dump-attn``: whose attention, over which images, and where to."""
@@ -90,6 +94,16 @@ class AttentionMapOptions(Settings):
         metavar="N",
         minimum=0,
         show_default="0, which leaves it out",
+    )
+    late_weight: float = setting(
+        LATE_WEIGHT,
+        "Of --importance-images: how many times the damage in the last block counts as much as in the first, "
+        "where a head reads the class token; in between it rises. Calibration mends it least there; 1 is for a "
+        "mask that won't be calibrated.",
+        panel="Data",
+        minimum=1,
+        maximum=1000,
+        metavar="X",
     )
     batch_size: int = setting(96, "Images in a batch of each process.", panel="Runtime", minimum=1)
     output: str = setting("attn.safetensors", "File to write.", panel="Output", metavar="FILE")
