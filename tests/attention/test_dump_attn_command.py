@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from command_line import Cli
 
 from vitcod_cli.artifacts.attention_map import AttentionMap, read_attention_map, write_attention_map
 from vitcod_cli.artifacts.files import sha256_of
+from vitcod_cli.artifacts.mask import read_mask
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.model.build import build_model
 from vitcod_cli.model.layers import set_keep_mask
@@ -59,6 +61,30 @@ def test_importance_leads_to_an_allocated_mask(cli: Cli, checkpoint: Path, image
     assert outcome.out == "allocated_0.60.safetensors\n"
     assert outcome.err.splitlines()[-2].split() == ["all", "59.98%", "by", "allocated"]
     assert cli("plot", "attn.safetensors", "allocated_0.60.safetensors").code == 0
+
+
+def test_damage_may_count_alike_in_all_blocks(
+    cli: Cli, tmp_path: Path, image_folder: Path, tiny_config: ModelConfig
+) -> None:
+    """The second block of three keeps more of an allocated mask the more it counts; the map says how much."""
+    torch.manual_seed(0)
+    deeper = dataclasses.replace(tiny_config, model_kwargs={**tiny_config.model_kwargs, "depth": 3})
+    save_model(tmp_path / "deeper", build_model(deeper), {})
+    kept = []
+    for weight in (1, 4, 400):
+        words = ("--importance-images", 8, *(() if weight == 4 else ("--late-weight", weight)), "--output", "map")
+        assert cli(*WORDS, "deeper", "--data-path", image_folder, *words, "--overwrite").code == 0
+        assert read_attention_map(tmp_path / "map").info["late_weight"] == weight
+        words = ("--sparsity", 0.6, "--allocate", "--output", "mask", "--overwrite")
+        assert cli("gen-mask", "--attn-map", "map", *words).code == 0
+        kept.append(int(read_mask(tmp_path / "mask").keep[1].sum()))
+    assert kept[0] < kept[1] < kept[2]
+
+
+def test_a_weight_of_what_is_not_measured_is_refused(cli: Cli, checkpoint: Path, image_folder: Path) -> None:
+    outcome = cli(*WORDS, checkpoint, "--data-path", image_folder, "--late-weight", 2)
+    assert outcome.code == 1
+    assert "--late-weight weighs what --importance-images measures" in outcome.error
 
 
 def test_importance_cut_to_another_shape_is_refused(cli: Cli, tmp_path: Path) -> None:

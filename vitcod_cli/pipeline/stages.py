@@ -91,7 +91,7 @@ class Stages:
             checkpoint=str(checkpoint),
             max_images=self.options.map_images,
             importance_images=self.options.importance_images if importance else 0,
-            late_weight=LATE_WEIGHT if self.options.calibration.enabled else 1.0,
+            late_weight=1.0 if importance and not self.options.calibration.enabled else LATE_WEIGHT,
             batch_size=self.options.batch_size,
             output=str(path),
             overwrite=True,

@@ -113,6 +113,13 @@ class AttentionMapOptions(Settings):
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     result: ResultSettings = field(default_factory=ResultSettings)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.late_weight != LATE_WEIGHT and not self.importance_images:
+            raise VitcodError(
+                "--late-weight weighs what --importance-images measures: say that too, or leave it out."
+            )
+
 
 SENSITIVITY_MAP_IMAGES = 64
 """Of a map that ``sensitivity`` measures, unless it is told another number."""
