@@ -167,7 +167,7 @@ LINES: list[Line] = [
     (_LOWRANK, ["svd-type", "calibrate-images", "calibrate-lr", "calibrate-crops", "seed"], _finite, ("run",)),
     (
         _DUMP,
-        ["max-images", "importance-images", "batch-size", "transform", "split"],
+        ["max-images", "importance-images", "late-weight", "batch-size", "transform", "split"],
         _some_map,
         ("out.safetensors",),
     ),
