@@ -81,6 +81,16 @@ def test_damage_may_count_alike_in_all_blocks(
     assert kept[0] < kept[1] < kept[2]
 
 
+def test_a_map_of_a_model_that_pools_patches_says_that_nothing_counts_more(
+    cli: Cli, tmp_path: Path, image_folder: Path, tiny_config: ModelConfig
+) -> None:
+    pooled = dataclasses.replace(tiny_config, model_kwargs={**tiny_config.model_kwargs, "global_pool": "avg"})
+    save_model(tmp_path / "pooled", build_model(pooled), {})
+    words = ("--importance-images", 4, "--output", "map")
+    assert cli(*WORDS, "pooled", "--data-path", image_folder, *words).code == 0
+    assert read_attention_map(tmp_path / "map").info["late_weight"] == 1
+
+
 def test_a_weight_of_what_is_not_measured_is_refused(cli: Cli, checkpoint: Path, image_folder: Path) -> None:
     outcome = cli(*WORDS, checkpoint, "--data-path", image_folder, "--late-weight", 2)
     assert outcome.code == 1

@@ -9,7 +9,7 @@ from vitcod_cli.artifacts.attention_map import AttentionMap, write_attention_map
 from vitcod_cli.artifacts.files import free_path
 from vitcod_cli.artifacts.provenance import provenance
 from vitcod_cli.attention.collect import collect_attention
-from vitcod_cli.attention.importance import collect_importance
+from vitcod_cli.attention.importance import block_weights, collect_importance
 from vitcod_cli.attention.room import scratch_for_maps
 from vitcod_cli.data.calibration import calibration_images
 from vitcod_cli.data.datasets import open_dataset
@@ -90,7 +90,7 @@ def dump_attention(options: AttentionMapOptions, reporter: Reporter = QUIET) -> 
         if is_main():
             info = {**_info(model, options), "importance_images": sample.num_images}
             if importance is not None:
-                info["late_weight"] = options.late_weight
+                info["late_weight"] = block_weights(model, options.late_weight)[-1]
             write_attention_map(options.output, AttentionMap(attention, num_images, info, importance))
     reporter.info(f"Averaged over {num_images} images.")
     return MapResult(options.output, num_images, list(attention.shape))
