@@ -13,8 +13,8 @@ sparsities, by commands that a user would type. All epochs are without what the 
   and the best on ``val/`` is gone on with, and drawn: their way is to be at its best. (With
   warm-up, from 20 epochs on, the first two have the rate that it starts from: DeiT's schedule is an epoch late.)
 - ours: ``finetune-lowrank --epochs 0``, ``gen-mask --allocate``, ``finetune-sparse --epochs 0``, which calibrates,
-  the last two by way of 75 %, as ``compress`` does; and, from there, ``--ours-epochs`` under the mask at one
-  learning rate, with labels.
+  the last two by way of 75, 85 and 90 %, as ``compress`` does (``--via``); and, from there, ``--ours-epochs``
+  under the mask at one learning rate, with labels.
 
 What is finished isn't run again, and what was interrupted goes on: the same command leads to the end.
 ``--only ours-90 theirs-lowrank`` runs these parts, and what they need; ``--only`` alone runs nothing, and collects

@@ -1,7 +1,7 @@
 """When a mask is worth it on this machine: time saved over points lost, for masks of several kinds and sparsities.
 
     vitcod dump-attn --checkpoint WEIGHTS --img-size 512 --data-path IMAGENET --max-images 64 \
-        --importance-images 32 --output a512.safetensors
+        --importance-images 32 --late-weight 1 --output a512.safetensors
     python benchmarks/time_over_points.py --checkpoint WEIGHTS --img-size 512 --attn-map a512.safetensors \
         --data-path IMAGENET --output-dir runs/time --plot time.png
 

@@ -62,7 +62,7 @@ def rows_read(model: Transformer) -> int | None:
     last = model.blocks[-1]
     if type(last) is not Block or type(last.attn) is not PlainAttention:
         return None
-    return _class_tokens_read(model)
+    return _class_tokens_pooled(model)
 
 
 def read_by_head(model: Transformer) -> slice | None:
@@ -72,7 +72,7 @@ def read_by_head(model: Transformer) -> slice | None:
     """
     if not model.num_classes:
         return None
-    first = _class_tokens_read(model)
+    first = _class_tokens_pooled(model)
     if first is not None:
         return slice(0, first)
     # Attention pooling looks at prefix tokens, too, in Eva.
@@ -84,7 +84,7 @@ def read_by_head(model: Transformer) -> slice | None:
     return slice(model.num_prefix_tokens, None)
 
 
-def _class_tokens_read(model: Transformer) -> int | None:
+def _class_tokens_pooled(model: Transformer) -> int | None:
     """How many first tokens are all that is read; None where pooling takes others."""
     if isinstance(model, VisionTransformerDistilled):
         return 2

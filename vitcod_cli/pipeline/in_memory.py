@@ -132,9 +132,9 @@ def compress(
         if mask is not None:
             assert sparsity is not None
             stages = way_to(sparsity, via if allocate else (), calibration)
+            weight = LATE_WEIGHT if calibration.enabled else 1.0
             for share, settings in [*stages, (sparsity, calibration)]:
                 at = mask.changed(info=Info(sparsity=share))
-                weight = LATE_WEIGHT if calibration.enabled else 1.0
                 set_keep_mask(student, _mask(student, sample, at, running, reporter, late_weight=weight))
                 if settings.enabled:
                     fit(student, dense, sample, settings, scope="block")
