@@ -1,11 +1,14 @@
-"""Low-rank and sparse in minutes, without labels: the README's first result table.
+"""Low-rank and sparse in minutes, without labels: what each step of it costs, in time and in accuracy.
 
-Types the commands that a user would type, one process each, and prints what each stage reaches and
-how long it took (the process's whole time, start-up and final evaluation included):
+Types the commands that a user would type, one process each, and then judges what each of them made on all labelled
+pictures at hand, beside the dense model, by ``power.py``:
 
-    python benchmarks/minutes.py --checkpoint WEIGHTS --data-path IMAGENET --output-dir runs/minutes
+    python benchmarks/minutes.py --checkpoint WEIGHTS --data-path IMAGENET --calibrate-path IMAGENET UNLABELLED \
+        --labelled IMAGENET imagenette-val imagewoof --output-dir runs/minutes
 
-Calibration sees pictures of train/ only and no label; every figure is of val/.
+A time is that of the whole process, start-up and final evaluation on val/ of ``--data-path`` included. Calibration
+sees no labels and no picture of val/. What was made before isn't made again: the same command leads to the end.
+Leaves minutes.md and rows.json in the output folder.
 """
 
 from __future__ import annotations
@@ -16,125 +19,162 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from vitcod_cli.artifacts.files import atomic_path
 
 MASKS = {"info": (), "allocated": ("--allocate",)}
+POOLED = "all"
+"""What ``power.py`` calls all sets together."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+        checkpoint: what was made; None of an attention map.
+    """
 
     stage: str
-    seed: int
-    acc1: float | None
-    loss: float | None
+    checkpoint: str | None
     seconds: float
     command: str
 
 
 class Minutes:
-    """The stages for one seed; every command and figure is kept in ``rows``."""
+    """The stages; every command and its time is kept in ``rows``."""
 
-    def __init__(self, options: argparse.Namespace, seed: int) -> None:
-        self.options, self.seed = options, seed
-        self.folder = Path(options.output_dir) / f"seed{seed}"
-        self.common = ["--data-path", options.data_path, "--seed", str(seed), "--precision", options.precision]
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.folder = options, Path(options.output_dir)
+        self.common = ["--data-path", options.data_path, "--seed", str(options.seed)]
+        self.common += ["--precision", options.precision]
         self.model = ["--model", options.model] if options.model else []
+        self.calibration = list(options.calibrate)
+        if options.calibrate_path:
+            self.calibration += ["--calibrate-path", *options.calibrate_path]
         self.rows: list[Row] = []
 
-    def type(self, *words: str) -> tuple[dict[str, float], float, str]:
-        """Run ``vitcod WORDS --json``; its answer, its time, and the command."""
-        command = [sys.executable, "-m", "vitcod_cli", *words, "--json"]
-        shown = shlex.join(["vitcod", *words])
-        print(f"$ {shown}", file=sys.stderr, flush=True)
-        started = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return json.loads(done.stdout), time.perf_counter() - started, shown
+    def type(self, stage: str, name: str, *words: str, made: Path, checkpoint: bool = True) -> None:
+        """Run ``vitcod WORDS``, unless that was done before; what it made is a row."""
+        done, command = self.folder / f"{name}.json", shlex.join(["vitcod", *words])
+        before = json.loads(done.read_text(encoding="utf-8")) if done.exists() and made.exists() else None
+        if before is None or before["command"] != command:
+            print(f"$ {command}", file=sys.stderr, flush=True)
+            started = time.perf_counter()
+            called = [sys.executable, "-m", "vitcod_cli", *words, "--overwrite"]
+            subprocess.run(called, stdout=subprocess.DEVNULL, check=True)
+            seconds = time.perf_counter() - started
+            row = Row(stage, str(made) if checkpoint else None, seconds, command)
+            with atomic_path(done) as temporary:
+                temporary.write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
+        self.rows.append(Row(**json.loads(done.read_text(encoding="utf-8"))))
 
-    def add(self, stage: str, *words: str) -> None:
-        """Run a command that ends in an evaluation, as a row of the table."""
-        figures, seconds, shown = self.type(*words, *self.common)
-        self.rows.append(Row(stage, self.seed, figures["acc1"], figures["loss"], seconds, shown))
-        print(f"  {stage}: {figures['acc1']:.1f}, loss {figures['loss']:.4f}, {seconds:.0f} s", file=sys.stderr)
+    def train(self, stage: str, name: str, command: str, *words: str) -> Path:
+        """A fine-tuning command without epochs; what it ends with."""
+        out = self.folder / name
+        made = out / "last.safetensors"
+        run = ["--epochs", "0", "--output-dir", str(out), *self.common]
+        self.type(stage, name, command, *words, *run, made=made)
+        return made
 
     def low_rank(self, stage: str, name: str, *words: str) -> Path:
-        """One way to the low-rank model; returns its checkpoint."""
-        out = self.folder / name
+        """One way to the low-rank model."""
         start = ["--init-from", self.options.checkpoint, *self.model]
-        run = ["--epochs", "0", "--overwrite", "--output-dir", str(out)]
-        self.add(stage, "finetune-lowrank", *start, *words, *run)
-        return out / "last.safetensors"
+        return self.train(stage, name, "finetune-lowrank", *start, *words)
 
     def sparse(self, low_rank: Path, attention: Path, sparsity: float, mask: str, *words: str) -> None:
-        """Mask the low-rank model, cold and calibrated; ``words`` go to gen-mask."""
-        percent, name = f"{sparsity:.0%}", f"{mask}_{sparsity:.2f}"
+        """Mask the low-rank model, without calibration and with it; ``words`` go to gen-mask."""
+        name = f"{mask}_{sparsity:.2f}"
         file = self.folder / f"{name}.safetensors"
-        made = ("gen-mask", "--attn-map", str(attention), "--sparsity", str(sparsity), *words)
-        self.type(*made, "--output", str(file), "--overwrite")
-        cold = ("eval", "--checkpoint", str(low_rank), "--mask", str(file))
-        self.add(f"{mask} mask at {percent}, no training", *cold)
-        run = ["--epochs", "0", "--overwrite", "--output-dir", str(self.folder / name)]
-        start = ["--init-from", str(low_rank), "--mask", str(file), "--distill-from", self.options.checkpoint]
-        if self.options.calibrate_steps is not None:
-            run += ["--calibrate-steps", str(self.options.calibrate_steps)]
-        if self.options.calibrate_crops is not None:
-            run += ["--calibrate-crops", str(self.options.calibrate_crops)]
-        self.add(f"+ block-wise calibration ({mask}, {percent})", "finetune-sparse", *start, *run)
+        made = ["gen-mask", "--attn-map", str(attention), "--sparsity", str(sparsity), *words]
+        subprocess.run(
+            [sys.executable, "-m", "vitcod_cli", *made, "--output", str(file), "--overwrite"],
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        start = ["--init-from", str(low_rank), "--mask", str(file)]
+        cold = ["finetune-sparse", *start, "--calibrate-steps", "0"]
+        stage = f"{100 * sparsity:g} % {mask} mask"
+        self.train(f"{stage}, no calibration", f"{name}_cold", *cold)
+        teacher = ["--distill-from", self.options.checkpoint, *self.calibration]
+        self.train(f"{stage}, calibrated", f"{name}_calibrated", "finetune-sparse", *start, *teacher)
 
     def run(self) -> None:
         """All stages, in the order of the table."""
-        self.add("dense", "eval", "--checkpoint", self.options.checkpoint, *self.model)
         no_steps = ("--calibrate-steps", "0")
         self.low_rank("low-rank, published initialisation", "trunc-normal", "--init", "trunc-normal", *no_steps)
         self.low_rank("PCA over heads", "pca", "--init", "pca", *no_steps)
-        self.low_rank("head alignment (rotation)", "rotated", "--align-steps", "0", *no_steps)
-        self.low_rank("+ fit to the logits", "aligned", *no_steps)
+        self.low_rank("heads rotated alike (Procrustes)", "rotated", "--align-steps", "0", *no_steps)
+        self.low_rank("+ fitted to the attention logits", "aligned", *no_steps)
         best = self.low_rank("+ block-wise calibration", "calibrated")
         attention = self.folder / "attention.safetensors"
-        self.dump(best, attention)
+        words = ["dump-attn", "--checkpoint", str(best), "--output", str(attention), "--importance-images", "256"]
+        stage = "attention map with importance"
+        self.type(stage, "attention", *words, *self.common, made=attention, checkpoint=False)
         for sparsity in self.options.sparsity:
             for mask in self.options.masks:
                 self.sparse(best, attention, sparsity, mask, *MASKS[mask])
 
-    def dump(self, low_rank: Path, attention: Path) -> None:
-        """The attention map, with the importance of its entries."""
-        words = ("dump-attn", "--checkpoint", str(low_rank), "--output", str(attention), "--overwrite")
-        _, seconds, shown = self.type(*words, "--importance-images", "256", *self.common)
-        self.rows.append(Row("attention map and importance", self.seed, None, None, seconds, shown))
+    def table(self) -> str:
+        """All rows, with the figures of ``power.py`` on all labelled pictures."""
+        options = self.options
+        made = [f"{row.stage}={row.checkpoint}" for row in self.rows if row.checkpoint]
+        power = [sys.executable, str(Path(__file__).with_name("power.py")), "--dense", options.checkpoint]
+        power += [*self.model, "--data-path", *(options.labelled or [options.data_path]), "--checkpoint", *made]
+        power += ["--output-dir", str(self.folder / "power"), "--precision", options.precision]
+        subprocess.run(power, stdout=subprocess.DEVNULL, check=True)
+        content = json.loads((self.folder / "power" / "power.json").read_text(encoding="utf-8"))
+        found = {row["model"]: row for row in content["rows"] if row["set"] == POOLED}
+        lines = ["| | Acc@1 | to dense [95 %] | same choice | KL | time |", "|---|---|---|---|---|---|"]
+        dense = found["dense"]
+        lines.append(f"| dense | {dense['acc1']:.1f} | | | | |")
+        for row in self.rows:
+            cells = ["", "", "", ""]
+            if row.checkpoint:
+                figures = found[row.stage]
+                gap = figures["difference"]
+                cells = [
+                    f"{figures['acc1']:.1f}",
+                    f"{gap['points']:+.1f} [{gap['low']:+.1f}, {gap['high']:+.1f}]",
+                    f"{figures['agreement']:.1f} %",
+                    f"{figures['kl']:.3f}",
+                ]
+            lines.append("| " + " | ".join([row.stage, *cells, minutes(row.seconds)]) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def minutes(seconds: float) -> str:
+    """``34 s`` or ``5 min 33 s``."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole} min {rest} s" if whole else f"{rest} s"
 
 
 def main() -> None:
-    """Run all seeds, print the table, leave rows.json beside the runs."""
+    """Run what is left of the stages, judge all of them, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--model", help="timm name, when the checkpoint does not say it")
     parser.add_argument("--data-path", required=True)
+    parser.add_argument("--labelled", nargs="+", metavar="FOLDER", help="to judge by; by default --data-path")
+    parser.add_argument("--calibrate-path", nargs="+", metavar="FOLDER", help="of step 4")
+    parser.add_argument("--calibrate", type=shlex.split, default=[], help="further arguments of step 4")
     parser.add_argument("--output-dir", default="runs/minutes")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95])
-    parser.add_argument("--calibrate-steps", type=int, help="of finetune-sparse, instead of its default")
-    parser.add_argument("--calibrate-crops", type=int, help="of finetune-sparse, instead of its default")
     parser.add_argument("--masks", choices=list(MASKS), nargs="+", default=list(MASKS))
     options = parser.parse_args()
-
-    rows: list[Row] = []
-    for seed in options.seeds:
-        stages = Minutes(options, seed)
-        stages.run()
-        rows += stages.rows
-    table = Table("stage", "seed", "Acc@1", "loss", "seconds")
-    for row in rows:
-        figures = ("", "") if row.acc1 is None else (f"{row.acc1:.1f}", f"{row.loss:.3f}")
-        table.add_row(row.stage, str(row.seed), *figures, f"{row.seconds:.0f}")
-    Console(width=90).print(table)
-    path = Path(options.output_dir) / "rows.json"
-    path.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n")
+    stages = Minutes(options)
+    stages.folder.mkdir(parents=True, exist_ok=True)
+    stages.run()
+    table = stages.table()
+    rows = json.dumps([asdict(row) for row in stages.rows], indent=2) + "\n"
+    for name, text in (("minutes.md", table), ("rows.json", rows)):
+        with atomic_path(stages.folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(table, end="")
 
 
 if __name__ == "__main__":

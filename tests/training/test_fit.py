@@ -116,6 +116,13 @@ def test_the_log_says_the_real_batch_and_learning_rate(tmp_path: Path) -> None:
     assert any("below --min-lr 0.1" in warning for warning in reporter.warnings)
 
 
+def test_nothing_of_epochs_is_said_where_there_are_none(tmp_path: Path) -> None:
+    reporter = Telling()
+    train(tmp_path / "run", epochs=0, batch_size=64, lr=0.64, min_lr=0.1, warmup_epochs=5, reporter=reporter)
+    assert reporter.warnings == [], "neither of a batch larger than the images, nor of a learning rate"
+    assert not any("learning rate" in line for line in reporter.infos)
+
+
 @pytest.mark.parametrize("after_steps", [1, 4, 5, 7])
 def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, after_steps: int) -> None:
     """In mid-epoch, at its last step and in the second epoch; all augmentation, drop-path and averaging on."""

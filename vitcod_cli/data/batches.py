@@ -117,11 +117,11 @@ class BatchReader:
             # Its own generator: DataLoader draws a number at each pass, which must not move the global one.
             generator=torch.Generator(),
         )
+        self._reporter, self._left_to_say = reading.reporter, ""
         if reading.training and self._epochs.wraps:
-            warn(
+            self._left_to_say = (
                 f"There are only {len(data)} training images for a global batch of "
-                f"{reading.batch_size * world_size}: some are shown more than once in each step.",
-                reading.reporter,
+                f"{reading.batch_size * world_size}: some are shown more than once in each step."
             )
 
     def one_pass(self) -> Batches:
@@ -130,6 +130,9 @@ class BatchReader:
 
     def epoch(self, epoch: int, start: int) -> Batches:
         """The batches ``start``, ... of a training epoch; see :class:`~vitcod_cli.data.order.Epochs`."""
+        if self._left_to_say:  # only now: where there is no epoch, it doesn't matter
+            warn(self._left_to_say, self._reporter)
+            self._left_to_say = ""
         return self._read(self._epochs.batches(epoch, start))
 
     def sample(self, count: int) -> Batches:

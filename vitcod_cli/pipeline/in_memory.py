@@ -39,12 +39,11 @@ from vitcod_cli.model.layers import attention_shape, fold_auto_encoders, has_mas
 from vitcod_cli.model.load import load_model
 from vitcod_cli.model.preprocessing import preprocess_of
 from vitcod_cli.model.settings import ModelSettings
-from vitcod_cli.pipeline.options import IMPORTANCE_IMAGES, MAP_IMAGES, VIA, way_to
+from vitcod_cli.pipeline.options import IMPORTANCE_IMAGES, MAP_IMAGES, VIA, late_weight_for, way_to
 from vitcod_cli.pipeline.setup import check_tiles
 from vitcod_cli.reporting import QUIET, Reporter
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 from vitcod_cli.steps.lowrank import initialise_from
-from vitcod_cli.steps.options import LATE_WEIGHT
 from vitcod_cli.steps.setup import dense_copy, read_crops
 
 
@@ -132,7 +131,7 @@ def compress(
         if mask is not None:
             assert sparsity is not None
             stages = way_to(sparsity, via if allocate else (), calibration)
-            weight = LATE_WEIGHT if calibration.enabled else 1.0
+            weight = late_weight_for(calibration)
             for share, settings in [*stages, (sparsity, calibration)]:
                 at = mask.changed(info=Info(sparsity=share))
                 set_keep_mask(student, _mask(student, sample, at, running, reporter, late_weight=weight))

@@ -18,6 +18,7 @@ from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.model.settings import ModelSettings, init_from_setting
 from vitcod_cli.runtime import RuntimeSettings
 from vitcod_cli.settings import ResultSettings, Settings, setting
+from vitcod_cli.steps.options import LATE_WEIGHT
 
 Method = Literal["info", "allocated"]
 
@@ -38,6 +39,11 @@ def way_to(
     """
     half = calibration.changed(calibrate_steps=math.ceil(calibration.calibrate_steps / 2))
     return [(share, half) for share in sorted(set(via)) if 0 < share < sparsity and half.enabled]
+
+
+def late_weight_for(calibration: CalibrationSettings) -> float:
+    """What damage in the last block counts where a mask is calibrated like that; 1 where nothing mends it."""
+    return LATE_WEIGHT if calibration.enabled else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

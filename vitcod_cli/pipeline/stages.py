@@ -18,7 +18,7 @@ from vitcod_cli.masks.floor_settings import FloorSettings
 from vitcod_cli.masks.info import Info
 from vitcod_cli.masks.method import SparsityError
 from vitcod_cli.masks.settings import MaskOptions, MaskSettings
-from vitcod_cli.pipeline.options import Method, PipelineOptions
+from vitcod_cli.pipeline.options import Method, PipelineOptions, late_weight_for
 from vitcod_cli.pipeline.record import Record, Stage, identity_of
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.settings import Settings
@@ -91,7 +91,7 @@ class Stages:
             checkpoint=str(checkpoint),
             max_images=self.options.map_images,
             importance_images=self.options.importance_images if importance else 0,
-            late_weight=1.0 if importance and not self.options.calibration.enabled else LATE_WEIGHT,
+            late_weight=late_weight_for(self.options.calibration) if importance else LATE_WEIGHT,
             batch_size=self.options.batch_size,
             output=str(path),
             overwrite=True,

@@ -260,8 +260,13 @@ def _order(recipe: Recipe, augmentation: AugmentationSettings, runtime: Runtime,
 
 
 def _announce(loop: Loop, model: Transformer) -> None:
-    """Say what people otherwise get wrong: the real batch, the real learning rate, the real length."""
+    """Say what people otherwise get wrong: the real batch, the real learning rate, the real length.
+
+    Without epochs none of it means anything.
+    """
     recipe, reporter, processes = loop.recipe, loop.reporter, distributed.world_size()
+    if not recipe.epochs:
+        return
     batch, lr = recipe.global_batch(processes), recipe.scaled_lr(processes)
     parts = f"{recipe.batch_size} x {processes} process{'es' if processes > 1 else ''}"
     if recipe.accumulate_steps > 1:
@@ -276,11 +281,11 @@ def _announce(loop: Loop, model: Transformer) -> None:
         f"{loop.runtime.device}."
     )
     warmup = loop.schedule.warmup_epochs
-    if warmup != recipe.warmup_epochs and recipe.epochs:
+    if warmup != recipe.warmup_epochs:
         reporter.info(
             f"--warmup-epochs {recipe.warmup_epochs} would fill all {recipe.epochs} epochs: {warmup} instead."
         )
-    if lr < recipe.min_lr and recipe.sched == "cosine" and recipe.epochs:
+    if lr < recipe.min_lr and recipe.sched == "cosine":
         reporter.warn(
             f"The scaled learning rate {lr:g} is below --min-lr {recipe.min_lr:g}, which is not scaled, so the "
             "schedule rises; lower --min-lr, raise --lr or use --unscale-lr if that isn't meant."
