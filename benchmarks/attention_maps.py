@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -46,8 +47,10 @@ def main() -> None:
             with collecting, runtime.autocast():
                 model(images)
 
-        runs = [lambda: run(False), lambda: run(True)]
-        peaks = [[one() for one in runs] and peak_memory(one, model, runtime.device) for one in runs]
+        runs = [partial(run, False), partial(run, True)]
+        for one in runs:
+            one()
+        peaks = [peak_memory(one, model, runtime.device) for one in runs]
         times = time_interleaved(runs, repeats=8, seconds=options.seconds, synchronize=runtime.synchronize)
     title = f"{options.model}, {size[0]} pixels, batch {options.batch_size}, {options.precision}"
     table = Table("", "ms", "images/s", "peak MiB", "images/s against eval", title=title)

@@ -58,7 +58,7 @@ def child(name: str, pictures: int, place: str, steps: int, folder: str) -> dict
     from vitcod_cli.steps.setup import dense_copy
 
     if place == "file":
-        token_store.available_memory = lambda: 0
+        token_store.available_memory = lambda: 0  # type: ignore[attr-defined]
     with start(RuntimeSettings(device="cpu")) as runtime:
         teacher = build_model(ModelConfig(model=name, num_classes=1000, img_size=default_img_size(name)))
         student, preprocess = dense_copy(teacher), preprocess_of(teacher)

@@ -88,7 +88,8 @@ class Runs:
         print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
         started = time.perf_counter()
         called = [sys.executable, "-m", "vitcod_cli", *command[1:], *([again] if again else [])]
-        subprocess.run(called, stdout=subprocess.DEVNULL, check=True)
+        if code := subprocess.run(called, check=False, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(code)  # the command has said why
         seconds = round(time.perf_counter() - started, 1)
         content = {"command": command, "seconds": seconds, "about": about}
         with atomic_path(done) as temporary:

@@ -29,15 +29,19 @@ def with_timm(options: argparse.Namespace) -> float:
     import timm
     import torch
     from safetensors.torch import load_file
-    from timm.data import ImageNetInfo, create_dataset, create_loader, resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.imagenet_info import ImageNetInfo
+    from timm.data.loader import create_loader
 
     model = timm.create_model(options.model)
     model.load_state_dict(load_file(options.checkpoint))
     model.eval()
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     dataset = create_dataset("folder", root=str(Path(options.data_path, "val")))
     names = sorted(path.name for path in Path(options.data_path, "val").iterdir() if path.is_dir())
-    wnids = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
+    known = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    wnids = {name: index for index, name in enumerate(known)}
     labels = torch.tensor([wnids.get(name, index) for index, name in enumerate(names)])
     size = {name: config[name] for name in ("input_size", "mean", "std", "interpolation")}
     loader = create_loader(

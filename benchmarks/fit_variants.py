@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ JUDGED = 256
 def variant(text: str) -> tuple[str, Depth]:
     """Of ``LABEL=KEY:VALUE,...``."""
     label, _, changes = text.partition("=")
-    kinds = {field.name: type(field.default) for field in fields(Depth)}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Depth)}
     try:
         pairs = dict(pair.split(":") for pair in changes.split(",") if pair)
         return label, Depth(**{name: kinds[name](value) for name, value in pairs.items()})
@@ -58,7 +59,7 @@ def divergence(
 ) -> float:
     """Mean KL(teacher || model) on some of the images, in nats."""
     total = 0.0
-    for part in indices.split(32):
+    for part in torch.split(indices, 32):
         with runtime.autocast():
             batch = images.tensor(part)
             wanted, given = (one(batch).float().log_softmax(dim=-1) for one in (teacher, model))

@@ -29,7 +29,7 @@ from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import for_inference, without_mask
 from vitcod_cli.model.build import build_model
-from vitcod_cli.model.families import Transformer
+from vitcod_cli.model.families import Transformer, grid_size
 from vitcod_cli.model.kernels.base import Heads, additive_mask
 from vitcod_cli.model.kernels.flex import FlexKernel
 from vitcod_cli.model.kernels.fused import FusedKernel
@@ -59,8 +59,10 @@ def main() -> None:
     if options.tiny:
         options.model, options.img_size, options.block = ["vit_tiny_patch16_224"], 128, [16, 32]
         options.batch_size, options.seconds = 2, 0.2
-    precision = options.precision or ("float32" if options.device == "cpu" else "bfloat16")
-    with start(RuntimeSettings(device=options.device, precision=precision)) as runtime, torch.inference_mode():
+    if options.precision is None:
+        options.precision = "float32" if options.device == "cpu" else "bfloat16"
+    settings = RuntimeSettings(device=options.device, precision=options.precision)
+    with start(settings) as runtime, torch.inference_mode():
         for name in options.model:
             for block in options.block:
                 measure(name, block, runtime, options)
@@ -94,7 +96,7 @@ def measure(name: str, block: int, runtime: Runtime, options: argparse.Namespace
 def tiled_mask(model: Transformer, block: int, empty: float) -> Tensor:
     """Bool [L, H, N, N] on the CPU, of whole tiles: those of the prefix and the diagonal, and random others."""
     layers, heads, tokens, _ = attention_shape(model)
-    tiles = token_tiles(tokens, model.patch_embed.grid_size, block)
+    tiles = token_tiles(tokens, grid_size(model), block)
     number, of_tokens = len(tiles.sizes), torch.from_numpy(tiles.of_tokens)
     kept = torch.zeros(layers, heads, number, number, dtype=torch.bool)
     kept |= torch.eye(number, dtype=torch.bool)
@@ -111,8 +113,8 @@ def tiled_mask(model: Transformer, block: int, empty: float) -> Tensor:
 
 def tiles_kept(keep: Tensor, model: Transformer, block: int) -> float:
     """Share of the tiles that keep something, of the first block."""
-    tiles = token_tiles(keep.shape[-1], model.patch_embed.grid_size, block)
-    _, partial_tiles, full = FlexKernel(keep[0], model.patch_embed.grid_size, block).work
+    tiles = token_tiles(keep.shape[-1], grid_size(model), block)
+    _, partial_tiles, full = FlexKernel(keep[0], grid_size(model), block).work
     return (partial_tiles + full) / (keep.shape[1] * len(tiles.sizes) ** 2)
 
 
@@ -121,11 +123,11 @@ def attention(
 ) -> dict[str, Callable[[], Tensor]]:
     """Attention of the first block alone, with its kernels as the model calls them."""
     layer = attentions(model)[0]
-    keep, grid = layer.keep, model.patch_embed.grid_size
+    keep, grid = layer.keep, grid_size(model)
     assert keep is not None
     shape = (options.batch_size, keep.shape[-1], 3 * layer.attn_dim)
     qkv = torch.randn(shape, device=runtime.device, dtype=runtime.dtype)
-    q, k, v = layer._heads(qkv)
+    q, k, v = layer._heads(qkv, 3, layer.num_heads)
     heads = Heads(qkv, q, k, v, qkv)
     masked, flex = FusedKernel(additive_mask(keep, runtime.dtype)[None]), FlexKernel(keep, grid, block).eval()
     return {

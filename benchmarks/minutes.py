@@ -63,8 +63,7 @@ class Minutes:
         if before is None or before["command"] != command:
             print(f"$ {command}", file=sys.stderr, flush=True)
             started = time.perf_counter()
-            called = [sys.executable, "-m", "vitcod_cli", *words, "--overwrite"]
-            subprocess.run(called, stdout=subprocess.DEVNULL, check=True)
+            call("-m", "vitcod_cli", *words, "--overwrite")
             seconds = time.perf_counter() - started
             row = Row(stage, str(made) if checkpoint else None, seconds, command)
             with atomic_path(done) as temporary:
@@ -89,11 +88,7 @@ class Minutes:
         name = f"{mask}_{sparsity:.2f}"
         file = self.folder / f"{name}.safetensors"
         made = ["gen-mask", "--attn-map", str(attention), "--sparsity", str(sparsity), *words]
-        subprocess.run(
-            [sys.executable, "-m", "vitcod_cli", *made, "--output", str(file), "--overwrite"],
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        call("-m", "vitcod_cli", *made, "--output", str(file), "--overwrite")
         start = ["--init-from", str(low_rank), "--mask", str(file)]
         cold = ["finetune-sparse", *start, "--calibrate-steps", "0"]
         stage = f"{100 * sparsity:g} % {mask} mask"
@@ -121,10 +116,10 @@ class Minutes:
         """All rows, with the figures of ``power.py`` on all labelled pictures."""
         options = self.options
         made = [f"{row.stage}={row.checkpoint}" for row in self.rows if row.checkpoint]
-        power = [sys.executable, str(Path(__file__).with_name("power.py")), "--dense", options.checkpoint]
+        power = [str(Path(__file__).with_name("power.py")), "--dense", options.checkpoint]
         power += [*self.model, "--data-path", *(options.labelled or [options.data_path]), "--checkpoint", *made]
         power += ["--output-dir", str(self.folder / "power"), "--precision", options.precision]
-        subprocess.run(power, stdout=subprocess.DEVNULL, check=True)
+        call(*power)
         content = json.loads((self.folder / "power" / "power.json").read_text(encoding="utf-8"))
         found = {row["model"]: row for row in content["rows"] if row["set"] == POOLED}
         lines = ["| | Acc@1 | to dense [95 %] | same choice | KL | time |", "|---|---|---|---|---|---|"]
@@ -143,6 +138,12 @@ class Minutes:
                 ]
             lines.append("| " + " | ".join([row.stage, *cells, minutes(row.seconds)]) + " |")
         return "\n".join(lines) + "\n"
+
+
+def call(*words: str) -> None:
+    """Run Python; what goes wrong, it says itself."""
+    if code := subprocess.run([sys.executable, *words], check=False, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(code)
 
 
 def minutes(seconds: float) -> str:

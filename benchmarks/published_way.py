@@ -40,7 +40,7 @@ def low_rank_and_masked(name: str) -> Transformer:
     return model
 
 
-def through_auto_encoder(x: Tensor, encoder: nn.Linear, decoder: nn.Linear) -> Tensor:
+def through_auto_encoder(x: Tensor, encoder: nn.Module, decoder: nn.Module) -> Tensor:
     """x [B, H, N, d] with the heads last, and back."""
     restored: Tensor = decoder(encoder(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     return restored
@@ -50,10 +50,12 @@ def published_forward(layer: SparseLowRankAttention, x: Tensor, **unused: object
     """The layer as it is published."""
     batch, tokens, width = x.shape
     q, k, v = layer.qkv(x).reshape(batch, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-    q_hat = through_auto_encoder(q, layer.encoder_q, layer.decoder_q)
-    k_hat = through_auto_encoder(k, layer.encoder_k, layer.decoder_k)
+    q_hat, k_hat = (
+        through_auto_encoder(x, layer.get_submodule(f"encoder_{letter}"), layer.get_submodule(f"decoder_{letter}"))
+        for x, letter in ((q, "q"), (k, "k"))
+    )
     layer.reconstruction_loss = torch.norm(q - q_hat) + torch.norm(k - k_hat)
-    logits = (q_hat @ k_hat.transpose(-2, -1)) * layer.scale
+    logits = (q_hat @ k_hat.transpose(-2, -1)) * layer.head_dim**-0.5
     assert layer.keep is not None
     pruned = (~layer.keep).expand(batch, -1, -1, -1).contiguous()
     probabilities = logits.masked_fill(pruned, float("-inf")).softmax(dim=-1)
@@ -72,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     ours, published = low_rank_and_masked(options.model), low_rank_and_masked(options.model)
     for layer in attentions(published):
-        layer.forward = partial(published_forward, layer)  # type: ignore[method-assign]
+        layer.forward = partial(published_forward, layer)
     timm = timm_twin(ours)
     settings = RuntimeSettings(device=options.device, precision=options.precision)
     with start(settings) as runtime, start(RuntimeSettings(device=options.device, precision="float32")) as plain:

@@ -18,19 +18,19 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitcod_cli.artifacts.model_config import ModelConfig, SvdType
 from vitcod_cli.bench.timing import Spread, ratio, time_interleaved
 from vitcod_cli.bench.workload import for_inference, synthetic_images, timm_twin
 from vitcod_cli.model.build import build_model, default_img_size
+from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.layers import attention_shape, set_keep_mask
 from vitcod_cli.model.read_rows import rows_read
 from vitcod_cli.runtime import Runtime, RuntimeSettings, start
 
 
-def built(name: str, svd_type: SvdType, kept: float) -> VisionTransformer:
+def built(name: str, svd_type: SvdType, kept: float) -> Transformer:
     """A model of random weights, under a mask that keeps so much; 1: without one."""
     torch.manual_seed(0)
     model = build_model(
@@ -43,7 +43,7 @@ def built(name: str, svd_type: SvdType, kept: float) -> VisionTransformer:
     return model.eval()
 
 
-def all_rows(model: VisionTransformer, images: Tensor) -> Tensor:
+def all_rows(model: Transformer, images: Tensor) -> Tensor:
     """Logits, as timm computes them."""
     logits: Tensor = model.forward_head(model.forward_features(images))
     return logits
@@ -78,7 +78,7 @@ def main() -> None:
     with start(RuntimeSettings(device=options.device, precision=options.precision)) as runtime:
         models = candidates(options.model, runtime)
         ours = models["vitcod, dense"]
-        assert isinstance(ours, VisionTransformer)
+        assert isinstance(ours, Transformer)
         images = synthetic_images(ours, options.batch_size, runtime.device)
 
         def run(model: Callable[[Tensor], Tensor]) -> None:

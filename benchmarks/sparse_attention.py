@@ -36,7 +36,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def whole(attend: Attend, heads: int, qkv: Tensor) -> Tensor:
     """``attend`` on Q, K and V [B, H, N, d], between the layouts of the model."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
     return attend(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -61,7 +61,7 @@ def token_order(tokens: int, grid: tuple[int, int]) -> Tensor:
     prefix = tokens - grid[0] * grid[1]
     edge = -(-max(grid) // 8)
     patches = torch.arange(prefix, tokens).view(grid)
-    squares = [part.flatten() for rows in patches.split(edge) for part in rows.split(edge, dim=1)]
+    squares = [part.flatten() for rows in torch.split(patches, edge) for part in torch.split(rows, edge, dim=1)]
     return torch.cat([torch.arange(prefix), *squares])
 
 

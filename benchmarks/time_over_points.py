@@ -56,7 +56,10 @@ def vitcod(*words: object) -> str:
     command = ["vitcod", *map(str, words)]
     print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
     called = [sys.executable, "-m", "vitcod_cli", *command[1:]]
-    return subprocess.run(called, stdout=subprocess.PIPE, check=True, text=True).stdout
+    done = subprocess.run(called, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)  # the command has said why
+    return done.stdout
 
 
 def result(*words: object) -> dict[str, Any]:

@@ -15,8 +15,12 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import ImageNetInfo, create_dataset, create_loader
-from timm.utils import CheckpointSaver, ModelEmaV3
+from timm.data.dataset_factory import create_dataset
+from timm.data.imagenet_info import ImageNetInfo
+from timm.data.loader import create_loader
+from timm.models.vision_transformer import VisionTransformer
+from timm.utils.checkpoint_saver import CheckpointSaver
+from timm.utils.model_ema import ModelEmaV3
 
 CLASSES = 37
 DOGS = slice(151, 269)
@@ -45,13 +49,13 @@ def main() -> None:
     class_map.write_text("\n".join(breeds) + "\n")
 
     model = timm.create_model("deit_tiny_patch16_224", checkpoint_path=options.weights)
-    head, rows = model.head, [names.index(breed) for breed in breeds]
+    assert isinstance(model, VisionTransformer)
+    head, rows = model.get_submodule("head"), [names.index(breed) for breed in breeds]
+    kept = {name: value[rows] for name, value in head.state_dict().items()}
     model.reset_classifier(CLASSES)
-    with torch.no_grad():
-        model.head.weight.copy_(head.weight[rows])
-        model.head.bias.copy_(head.bias[rows])
+    model.get_submodule("head").load_state_dict(kept)
     ema = ModelEmaV3(model, decay=0.98)
-    dataset = create_dataset("", root=str(Path(options.data_path, "train")), class_map=str(class_map))
+    dataset = create_dataset("", root=str(Path(options.data_path, "train")), class_map=str(class_map))  # type: ignore[arg-type]
     loader = create_loader(
         dataset,
         (3, 224, 224),
@@ -69,15 +73,15 @@ def main() -> None:
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         ema.update(model, step=step)
         print(f"{step + 1}/{len(loader)} loss {loss.item():.3f}", flush=True)
     args = argparse.Namespace(model="deit_tiny_patch16_224", num_classes=CLASSES, lr=options.lr)
-    saver = CheckpointSaver(
+    saver = CheckpointSaver(  # type: ignore[no-untyped-call]
         model, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder), recovery_dir=str(folder)
     )
-    saver.save_checkpoint(0, metric=0.0)
+    saver.save_checkpoint(0, metric=0.0)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def attend(explicit: bool, qkv: Tensor, mask: Tensor, grad: Tensor) -> None:
         attended: Tensor = ExplicitAttention.apply(q, k, v, mask)
     else:
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
-    attended.transpose(1, 2).backward(grad)
+    attended.transpose(1, 2).backward(grad)  # type: ignore[no-untyped-call]
     qkv.grad = None
 
 

@@ -38,7 +38,7 @@ def ratio(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
 
 
 def time_interleaved(
-    passes: Sequence[Callable[[], None]],
+    passes: Sequence[Callable[[], object]],
     *,
     repeats: int,
     seconds: float,
