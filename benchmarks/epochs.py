@@ -32,13 +32,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from commands import vitcod
 
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.rows_file import write_rows
@@ -85,11 +86,8 @@ class Runs:
             if json.loads(done.read_text(encoding="utf-8"))["command"] != command:
                 sys.exit(f"{done} is of another command; name another --output-dir, or remove it and its run.")
             return
-        print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        called = [sys.executable, "-m", "vitcod_cli", *command[1:], *([again] if again else [])]
-        if code := subprocess.run(called, check=False, stdout=subprocess.DEVNULL).returncode:
-            sys.exit(code)  # the command has said why
+        vitcod(command[1:], *([again] if again else []))
         seconds = round(time.perf_counter() - started, 1)
         content = {"command": command, "seconds": seconds, "about": about}
         with atomic_path(done) as temporary:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from commands import python, vitcod
 
 from vitcod_cli.artifacts.files import atomic_path
 
@@ -61,9 +61,8 @@ class Minutes:
         done, command = self.folder / f"{name}.json", shlex.join(["vitcod", *words])
         before = json.loads(done.read_text(encoding="utf-8")) if done.exists() and made.exists() else None
         if before is None or before["command"] != command:
-            print(f"$ {command}", file=sys.stderr, flush=True)
             started = time.perf_counter()
-            call("-m", "vitcod_cli", *words, "--overwrite")
+            vitcod(words, "--overwrite")
             seconds = time.perf_counter() - started
             row = Row(stage, str(made) if checkpoint else None, seconds, command)
             with atomic_path(done) as temporary:
@@ -88,7 +87,7 @@ class Minutes:
         name = f"{mask}_{sparsity:.2f}"
         file = self.folder / f"{name}.safetensors"
         made = ["gen-mask", "--attn-map", str(attention), "--sparsity", str(sparsity), *words]
-        call("-m", "vitcod_cli", *made, "--output", str(file), "--overwrite")
+        vitcod([*made, "--output", str(file)], "--overwrite")
         start = ["--init-from", str(low_rank), "--mask", str(file)]
         cold = ["finetune-sparse", *start, "--calibrate-steps", "0"]
         stage = f"{100 * sparsity:g} % {mask} mask"
@@ -119,7 +118,7 @@ class Minutes:
         power = [str(Path(__file__).with_name("power.py")), "--dense", options.checkpoint]
         power += [*self.model, "--data-path", *(options.labelled or [options.data_path]), "--checkpoint", *made]
         power += ["--output-dir", str(self.folder / "power"), "--precision", options.precision]
-        call(*power)
+        python(*power)
         content = json.loads((self.folder / "power" / "power.json").read_text(encoding="utf-8"))
         found = {row["model"]: row for row in content["rows"] if row["set"] == POOLED}
         lines = ["| | Acc@1 | to dense [95 %] | same choice | KL | time |", "|---|---|---|---|---|---|"]
@@ -138,12 +137,6 @@ class Minutes:
                 ]
             lines.append("| " + " | ".join([row.stage, *cells, minutes(row.seconds)]) + " |")
         return "\n".join(lines) + "\n"
-
-
-def call(*words: str) -> None:
-    """Run Python; what goes wrong, it says itself."""
-    if code := subprocess.run([sys.executable, *words], check=False, stdout=subprocess.DEVNULL).returncode:
-        sys.exit(code)
 
 
 def minutes(seconds: float) -> str:

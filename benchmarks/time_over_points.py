@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from commands import vitcod
+
 from vitcod_cli.artifacts.files import atomic_path
 from vitcod_cli.artifacts.rows_file import write_rows
 from vitcod_cli.plots.files import save_figure
@@ -51,20 +53,9 @@ COLORS = dict(
 Row = dict[str, Any]
 
 
-def vitcod(*words: object) -> str:
-    """What a command prints."""
-    command = ["vitcod", *map(str, words)]
-    print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
-    called = [sys.executable, "-m", "vitcod_cli", *command[1:]]
-    done = subprocess.run(called, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)  # the command has said why
-    return done.stdout
-
-
 def result(*words: object) -> dict[str, Any]:
     """What a command gives with ``--json``."""
-    found: dict[str, Any] = json.loads(vitcod(*words, "--json"))
+    found: dict[str, Any] = json.loads(vitcod([*words, "--json"]))
     return found
 
 
@@ -95,7 +86,7 @@ class Masks:
         if not path.exists():
             words = ["--attn-map", self.options.attn_map, "--sparsity", sparsity, *KINDS[kind][1]]
             try:
-                vitcod("gen-mask", *words, "--output", path)
+                vitcod(["gen-mask", *words, "--output", path])
             except subprocess.CalledProcessError:
                 return None
         return path
@@ -110,7 +101,7 @@ class Masks:
         if not best.exists():
             words = ("--init-from", options.checkpoint, *self.model, "--mask", mask, "--epochs", 0)
             more = shlex.split(options.calibrate)
-            vitcod("finetune-sparse", *words, "--data-path", options.data_path, *more, "--output-dir", run)
+            vitcod(["finetune-sparse", *words, "--data-path", options.data_path, *more, "--output-dir", run])
         return ("--checkpoint", best)
 
     def once(self, mask: Path, what: Callable[[Path], Row]) -> Row:
