@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from commands import python, vitcod
+from power import DENSE, POOLED
 
 from vitcod_cli.artifacts.files import atomic_path
 
 MASKS = {"info": (), "allocated": ("--allocate",)}
-POOLED = "all"
-"""What ``power.py`` calls all sets together."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Minutes:
         content = json.loads((self.folder / "power" / "power.json").read_text(encoding="utf-8"))
         found = {row["model"]: row for row in content["rows"] if row["set"] == POOLED}
         lines = ["| | Acc@1 | to dense [95 %] | same choice | KL | time |", "|---|---|---|---|---|---|"]
-        dense = found["dense"]
+        dense = found[DENSE]
         lines.append(f"| dense | {dense['acc1']:.1f} | | | | |")
         for row in self.rows:
             cells = ["", "", "", ""]
