@@ -50,6 +50,8 @@ from vitcod_cli.plots.files import save_figure
 DENSE, THEIRS, OURS = "dense", "theirs", "ours"
 COLORS = {THEIRS: "#d95f02", OURS: "#1f6fb4"}
 NAMES = {THEIRS: "published way", OURS: "calibrated"}
+STOP = "via"
+"""The step of a model on the way to a sparser one, which no curve shows."""
 WARMUP = 0.05
 """Share of the published epochs: 5 of 100."""
 RECIPE_ARGS = "--mixup 0 --cutmix 0 --no-repeated-aug --aa none --reprob 0"
@@ -189,7 +191,7 @@ class Ways:
         for share in sorted(options.via):
             if 0 < share < sparsity:
                 name = f"{OURS}-via-{percent(share)}"
-                start = self._calibrated(name, start, attention, share, *half)
+                start = self._calibrated(name, start, attention, share, *half, step=STOP)
                 attention = self._attention(start, f"{name}-attn")
         name = f"{OURS}-{percent(sparsity)}"
         calibrated = self._calibrated(name, start, attention, sparsity)
@@ -205,12 +207,14 @@ class Ways:
         importance = ["--importance-images", self.options.importance_images]
         return self.runs.make(name, "dump-attn", "--checkpoint", checkpoint, *importance, *self.read)
 
-    def _calibrated(self, name: str, start: str, attention: str, sparsity: float, *words: object) -> str:
+    def _calibrated(
+        self, name: str, start: str, attention: str, sparsity: float, *words: object, step: str = "sparse"
+    ) -> str:
         """The model under an allocated mask; ``words`` may be overridden by those of the command line."""
         generate = ["gen-mask", "--attn-map", attention, "--sparsity", sparsity, "--allocate"]
         mask = self.runs.make(f"{name}-mask", *generate)
         words = ("--init-from", start, "--mask", mask, *words, *shlex.split(self.options.calibrate_args))
-        about = about_of(OURS, "sparse", sparsity, None, 0)
+        about = about_of(OURS, step, sparsity, None, 0)
         teacher = ["--distill-from", self.dense(), *self.training]
         return self.runs.train(f"{name}-0", about, "finetune-sparse", *words, "--epochs", 0, *teacher)
 
@@ -291,7 +295,7 @@ def _best_run(rows: Sequence[Row], sparsity: float | None) -> list[Row]:
 
 def _last_epochs(rows: Sequence[Row], sparsity: float) -> list[Row]:
     """The end of each of our runs, whose schedules are of different lengths."""
-    ours = [row for row in rows if (row["way"], row["sparsity"]) == (OURS, sparsity)]
+    ours = [row for row in rows if (row["way"], row["step"], row["sparsity"]) == (OURS, "sparse", sparsity)]
     return sorted((row for row in ours if row["epoch"] == row["epochs"]), key=lambda row: int(row["epochs"]))
 
 
