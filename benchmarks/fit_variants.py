@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from vitcod_cli.artifacts.provenance import provenance
-from vitcod_cli.calibration.block_fit import HELD_OUT
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.depth import Depth
+from vitcod_cli.calibration.fit import HELD_OUT
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.cli.console import console
 from vitcod_cli.data.calibration import CalibrationImages

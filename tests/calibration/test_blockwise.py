@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vitcod_cli.artifacts.model_config import ModelConfig
 from vitcod_cli.calibration import block_fit
-from vitcod_cli.calibration.block_fit import BlockReport, fitted_parameters, learning_rate_factor
 from vitcod_cli.calibration.blockwise import calibrate
 from vitcod_cli.calibration.checks import checked_teacher
+from vitcod_cli.calibration.fit import FitReport, fitted_parameters, learning_rate_factor
 from vitcod_cli.calibration.objective import PREFIX_SHARE, OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.errors import VitcodError
@@ -27,7 +27,7 @@ from vitcod_cli.reporting import SilentReporter
 from vitcod_cli.signals import StopRequest
 
 
-def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[block_fit.BlockReport]:
+def run(teacher: VisionTransformer, student: VisionTransformer, **settings: float) -> list[FitReport]:
     chosen = CalibrationSettings(**{"calibrate_steps": 30, "calibrate_batch_size": 8, **settings})  # type: ignore[arg-type]
     return calibrate(
         student, teacher, calibration_images(), chosen, scope="block", runtime=RUNTIME, reporter=SilentReporter()
@@ -129,7 +129,7 @@ def test_blocks_that_were_put_back_are_counted(tiny_config: ModelConfig) -> None
         scope="block",
         runtime=RUNTIME,
         reporter=reporter,
-        finished=[BlockReport(0, before=2.0, after=1.0, seconds=0.1)],
+        finished=[FitReport(0, before=2.0, after=1.0, improved=True, seconds=0.1)],
     )
     assert "made 1 of 2 blocks better on held-out images; the others are as they were" in reporter.told
 
@@ -142,7 +142,7 @@ def test_it_ends_behind_blocks_that_were_fitted_in_vain(tiny_config: ModelConfig
     )
     reporter, blocks = Listener(), copy.deepcopy(student.blocks[4:].state_dict())
     finished = [
-        BlockReport(index, before=before, after=after, seconds=0.1)
+        FitReport(index, before=before, after=after, improved=after < before, seconds=0.1)
         for index, (before, after) in enumerate([(2.0, 1.0), (error, error), (error, error), (error, error)])
     ]
     reports = calibrate(
@@ -269,13 +269,15 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
 def a_fit(config: ModelConfig, tokens: Tensor, teacher_tokens: Tensor, crops: int = 1) -> block_fit.BlockFit:
     block = build_model(config).blocks[0]
     return block_fit.BlockFit(
-        block=block,
+        index=0,
         parameters=list(block.parameters()),
+        peak=1e-3,
+        views=len(tokens),
+        steps=240,
         tokens=tokens,
         teacher_tokens=teacher_tokens,
         goal=block_fit.Goal(block, teacher_tokens, OutputLoss.scaled_to(torch.randn(48, 17, 24), 1, CPU)),
         ahead=(),
-        peak=1e-3,
         crops=crops,
         settings=CalibrationSettings(),
         runtime=RUNTIME,
@@ -309,23 +311,44 @@ def test_what_the_next_block_makes_of_the_output_counts(tiny_config: ModelConfig
         goal = block_fit.Goal(following, behind, OutputLoss.scaled_to(behind, 1, CPU))
         block = student.blocks[0]
         fit = block_fit.BlockFit(
-            block=block,
+            index=0,
             parameters=list(block.parameters()),
+            peak=1e-2,
+            views=len(tokens),
+            steps=40,
             tokens=tokens,
             teacher_tokens=tokens,
             goal=block_fit.Goal(block, target, OutputLoss.scaled_to(target, 1, CPU)),
             ahead=[goal] if looks else (),
-            peak=1e-2,
             crops=1,
-            settings=CalibrationSettings(calibrate_steps=40, calibrate_batch_size=8),
+            settings=CalibrationSettings(calibrate_batch_size=8),
             runtime=RUNTIME,
             stop=StopRequest(),
         )
-        fit.run(0, lambda error: None)
+        fit.run(0, 0, lambda error: None)
         with torch.no_grad():
             errors.append(float(goal.error(block(tokens), torch.arange(len(tokens)))[1]))
         assert all(parameter.grad is None for parameter in following.parameters())
     assert errors[1] < 0.95 * errors[0]
+
+
+def test_a_fit_is_judged_by_what_it_is_fitted_for(tiny_config: ModelConfig) -> None:
+    """A block that was right by itself, and wrong for the next one, may become a little wrong."""
+    teacher, student = teacher_and_student(tiny_config)
+    block, following = student.blocks[0], teacher.blocks[1]
+    with torch.no_grad():
+        tokens = torch.randn(48, 17, 24)
+        target, wanted = block(tokens), following(teacher.blocks[0](tokens))
+    fit = a_fit(tiny_config, tokens, tokens)
+    fit.parameters, fit.steps, fit.peak = list(block.parameters()), 60, 1e-2
+    fit.goal = block_fit.Goal(block, target, OutputLoss.scaled_to(target, 1, CPU))
+    fit.ahead = [block_fit.Goal(following, wanted, OutputLoss.scaled_to(wanted, 1, CPU))]
+    first, _ = fit.held_out_errors()
+    report = fit.run(0, 0, lambda error: None)
+    last, _ = fit.held_out_errors()
+    assert last < 0.95 * first
+    assert report.before == 0 < report.after
+    assert report.improved
 
 
 def test_the_share_of_the_teachers_tokens_falls(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,8 +361,8 @@ def test_the_share_of_the_teachers_tokens_falls(tiny_config: ModelConfig, monkey
 
     monkeypatch.setattr(block_fit.BlockFit, "_mixed", watch)
     fit = a_fit(tiny_config, torch.randn(16, 17, 24), torch.randn(16, 17, 24))
-    fit.settings = CalibrationSettings(calibrate_steps=4)
-    fit.run(0, lambda error: None)
+    fit.steps = 4
+    fit.run(0, 0, lambda error: None)
     assert shares == [block_fit.TEACHER_SHARE * left for left in (1, 0.75, 0.5, 0.25)]
 
 

@@ -129,13 +129,15 @@ def test_every_image_counts_alike_though_shares_differ(
     for mine in (2, 6):
         shares(monkeypatch, 2, 6)
         fit = BlockFit(
-            block=nn.Identity(),
+            index=0,
             parameters=[],
+            peak=1e-3,
+            views=len(tokens),
+            steps=240,
             tokens=tokens,
             teacher_tokens=tokens,
             goal=Goal(nn.Identity(), tokens, OutputLoss(torch.ones(17))),
             ahead=(),
-            peak=1e-3,
             crops=1,
             settings=CalibrationSettings(),
             runtime=Runtime(RuntimeSettings(), CPU, torch.float32),

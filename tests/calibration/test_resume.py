@@ -241,6 +241,13 @@ def more_blocks_than_there_are(path: Path) -> None:
     rewritten(path, change)
 
 
+def two_fits_of_the_first_as_one(path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+        about["blocks"] += [{**about["blocks"][0], "block": None}] * 2
+
+    rewritten(path, change)
+
+
 def reports_of_nothing(path: Path) -> None:
     rewritten(path, lambda tensors, about: about.update(blocks=[{"surprise": 1}]))
 
@@ -269,8 +276,8 @@ def of_another_kind(path: Path) -> None:
 
 DAMAGES = [
     cut_short, emptied, text, without_a_tensor, of_another_shape, of_another_type, not_finite, reports_of_nothing,
-    more_blocks_than_there_are, a_number_for_reports, text_for_an_error, a_list_for_the_fingerprint,
-    of_other_bytes, of_another_kind,
+    more_blocks_than_there_are, two_fits_of_the_first_as_one, a_number_for_reports, text_for_an_error,
+    a_list_for_the_fingerprint, of_other_bytes, of_another_kind,
 ]  # fmt: skip
 
 
@@ -336,7 +343,7 @@ def pair(
 ) -> tuple[Path, dict[str, Any]]:
     """A whole run of two processes of unequal shares, 7 images and 6, and its options."""
     files = {"checkpoint": checkpoints["lowrank"], "images": str(image_folder)}
-    options = {"step": "lowrank", "calibrate_images": 13, **files}
+    options = {"step": "lowrank", "calibrate_images": 13, "calibrate_joint_steps": STEPS, **files}
     folder = tmp_path_factory.mktemp("pair") / "whole"
     codes, said = group(folder, **options)
     assert codes == [0, 0], said
@@ -345,18 +352,25 @@ def pair(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("steps", "where", "finished"),
+    [
+        (STEPS + 2, "block 2 of 3 of the calibration", 1),
+        (2 * STEPS + 2, "the fit of the first 2 of 3 blocks as one", 2),
+    ],
+)
 def test_two_processes_stop_at_the_same_step_and_resume_to_the_bit(
-    pair: tuple[Path, dict[str, Any]], tmp_path: Path, rank: int
+    pair: tuple[Path, dict[str, Any]], tmp_path: Path, rank: int, steps: int, where: str, finished: int
 ) -> None:
     """One signal is enough."""
     whole, options = pair
-    codes, said = group(tmp_path / "cut", stop={"rank": rank, "steps": STEPS + 2}, **options)
+    codes, said = group(tmp_path / "cut", stop={"rank": rank, "steps": steps}, **options)
     assert codes == [143, 143], said
-    assert said.count("Stopped by SIGTERM in block 2 of 3 of the calibration; what is finished is saved in") == 1
+    assert said.count(f"Stopped by SIGTERM in {where}; what is finished is saved in") == 1
     assert "Traceback" not in said
     codes, said = group(tmp_path / "cut", resume=True, **options)
     assert codes == [0, 0], said
-    assert said.count("Going on with the calibration: 1 of 3 blocks are finished") == 1
+    assert said.count(f"Going on with the calibration: {finished} of 3 blocks are finished") == 1
     assert_same(whole, tmp_path / "cut")
 
 

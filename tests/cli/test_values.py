@@ -47,6 +47,7 @@ ZERO_IS_SENSIBLE = {
     # nothing of it, said so in the help
     *(
         "calibrate_steps",
+        "calibrate_joint_steps",
         "align_steps",
         "importance_images",
         "epochs",

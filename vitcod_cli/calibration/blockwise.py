@@ -20,17 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitcod_cli.calibration.block_fit import (
-    FORWARD_BATCH,
-    BlockFit,
-    BlockReport,
-    Goal,
-    Scope,
-    between_steps,
-    fitted_parameters,
-)
+from vitcod_cli.calibration.block_fit import BlockFit, Goal
 from vitcod_cli.calibration.checks import check_shares, step_bytes, tokens_bytes
 from vitcod_cli.calibration.depth import Depth
+from vitcod_cli.calibration.fit import FORWARD_BATCH, FitReport, Scope, between_steps, fitted_parameters
+from vitcod_cli.calibration.joint_fit import JointFit
 from vitcod_cli.calibration.objective import OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.calibration.token_store import TokenStore
@@ -61,13 +55,15 @@ def calibrate(
     scope: Scope,
     runtime: Runtime,
     reporter: Reporter,
-    finished: Sequence[BlockReport] = (),
-    on_block: Callable[[BlockReport], None] = lambda report: None,
+    finished: Sequence[FitReport] = (),
+    on_block: Callable[[FitReport], None] = lambda report: None,
     stop: StopRequest | None = None,
     folder: Path | None = None,
     depth: Depth | None = None,
-) -> list[BlockReport]:
+) -> list[FitReport]:
     """Fit ``student``'s blocks in place, first to last; the teacher can be released afterwards.
+
+    Behind the first half of them, where ``settings`` ask for it, these are fitted as one.
 
     Args:
         student: compressed (auto-encoders, mask), on the runtime's device.
@@ -76,17 +72,17 @@ def calibrate(
         images: calibration images, normalised as ``student`` expects; every process has its share.
         settings: of which ``calibrate_steps`` is at least 1.
         scope: what is fitted: Q, K and the auto-encoders, or everything in the block.
-        finished: the reports of the first blocks, if ``student`` holds them fitted already.
-        on_block: called with the report of every block when it is done.
+        finished: the reports of the fits that ``student`` holds already.
+        on_block: called with the report of every fit when it is done.
         stop: a signal ends the calibration behind the step, with :class:`~vitcod_cli.errors.Interrupted` in all
             processes.
         folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
         depth: how the fit changes with depth; None: as it is best.
 
     Returns:
-        One report a block that was tried. A block that does not get better on held-out images, or diverges, keeps
-        its best state, with a warning when it diverged, and one when no block got better. Behind ``GIVE_UP`` of
-        them in a row the other blocks stay as they are.
+        One report a block that was tried, and one of the first as one. What does not get better on held-out
+        images, or diverges, keeps its best state, with a warning when it diverged, and one when no block got
+        better. Behind ``GIVE_UP`` of them in a row the other blocks stay as they are.
 
     Raises:
         VitcodError: if there are too few images, or a block yields values that are not finite.
@@ -97,12 +93,16 @@ def calibrate(
     stop, depth = stop or StopRequest(), depth or Depth()
     store = _store(student, len(images), settings, runtime=runtime, folder=folder, reporter=reporter)
     reports, blocks = list(finished), len(student.blocks)
+    # Once: ``finished`` may be the list that ``on_block`` appends to.
+    fitted = sum(report.block is not None for report in finished)
+    joined = fitted < len(finished)
     with torch.no_grad():
         passes, teacher_passes = block_passes(student), block_passes(teacher)
     # Maps are dumped of all rows of a low-rank model, so that there all of them count.
     read = read_by_head(student) if scope == "block" else None
     class_tokens = class_tokens_read(student) if scope == "block" else 0
-    steps = settings.calibrate_steps
+    steps, joint = settings.calibrate_steps, settings.calibrate_joint_steps
+    early = depth.early(blocks) if joint else 0
 
     def goal(model: Transformer, index: int, block_pass: BlockPass, target: Tensor) -> Goal:
         prefix, share = student.num_prefix_tokens, depth.class_share(index, blocks, class_tokens)
@@ -111,41 +111,57 @@ def calibrate(
         loss = OutputLoss.scaled_to(target, prefix, runtime.device, class_tokens=class_tokens, class_share=share)
         return Goal(block_pass, target, loss)
 
-    with reporter.progress("calibrate", blocks * steps, unit="steps") as progress, stop.deferred():
+    def keep(report: FitReport, name: str) -> None:
+        if report.note:
+            reporter.warn(f"{name}: {report.note}")
+        reports.append(report)
+        on_block(report)
 
-        def on_step(error: float) -> None:
-            progress.advance(1, block=f"{len(reports) + 1}/{blocks}", error=error)
+    with reporter.progress("calibrate", blocks * steps + joint, unit="steps") as progress, stop.deferred():
 
-        walk = walk_blocks(student, teacher, images, runtime, ahead=depth.ahead, stop=stop, store=store)
+        def on_step(name: str) -> Callable[[float], None]:
+            return lambda error: progress.advance(1, block=f"{name}/{blocks}", error=error)
+
+        walk = walk_blocks(
+            student, teacher, images, runtime, ahead=depth.ahead, anew_behind=early, stop=stop, store=store
+        )
         for index, tokens in enumerate(walk):
-            if index < len(finished):
+            if index < fitted:
                 progress.advance(steps)
-                continue
-            if _in_vain(reports):
-                progress.advance(steps * (blocks - index))
+            elif _in_vain(reports):
+                progress.advance(steps * (blocks - index) + (joint if index < early else 0))
                 break
-            stop.where = f" in block {index + 1} of {blocks} of the calibration"
-            fit = BlockFit(
-                block=student.blocks[index],
-                parameters=fitted_parameters(student.blocks[index], scope),
-                tokens=tokens.student,
-                teacher_tokens=tokens.entering,
-                goal=goal(student, index, passes[index], tokens.leaving),
-                ahead=[
-                    goal(teacher, following, teacher_passes[following], target)
-                    for following, target in enumerate(tokens.ahead, index + 1)
-                ],
-                peak=depth.learning_rate(settings.calibrate_lr, index, blocks, class_tokens),
-                crops=images.crops,
-                settings=settings,
-                runtime=runtime,
-                stop=stop,
+            else:
+                stop.where = f" in block {index + 1} of {blocks} of the calibration"
+                fit = BlockFit(
+                    index=index,
+                    parameters=fitted_parameters(student.blocks[index], scope),
+                    peak=depth.learning_rate(settings.calibrate_lr, index, blocks, class_tokens),
+                    views=len(images),
+                    crops=images.crops,
+                    steps=steps,
+                    settings=settings,
+                    runtime=runtime,
+                    stop=stop,
+                    tokens=tokens.student,
+                    teacher_tokens=tokens.entering,
+                    goal=goal(student, index, passes[index], tokens.leaving),
+                    ahead=[
+                        goal(teacher, following, teacher_passes[following], target)
+                        for following, target in enumerate(tokens.ahead, index + 1)
+                    ],
+                )
+                keep(fit.run(index, index, on_step(f"{index + 1}")), f"Block {index + 1}")
+            if index + 1 != early:
+                continue
+            if joined:
+                progress.advance(joint)
+                continue
+            stop.where = f" in the fit of the first {early} of {blocks} blocks as one"
+            together = JointFit.between(
+                student, teacher, images, settings, scope=scope, depth=depth, runtime=runtime, stop=stop
             )
-            report = fit.run(index, on_step)
-            if report.note:
-                reporter.warn(f"Block {index + 1}: {report.note}")
-            reports.append(report)
-            on_block(report)
+            keep(together.run(None, blocks, on_step(f"1-{early}")), f"Blocks 1 to {early}")
     stop.where = ""
     _tell_of_success(reports, blocks, reporter)
     return reports
@@ -171,14 +187,15 @@ def _store(
     return store
 
 
-def _in_vain(reports: Sequence[BlockReport]) -> bool:
+def _in_vain(reports: Sequence[FitReport]) -> bool:
     """Whether the last blocks have all become no better, so that those behind them won't either."""
     last = reports[-GIVE_UP:]
     return len(last) == GIVE_UP and all(report.before > _ROUNDING and not report.improved for report in last)
 
 
-def _tell_of_success(reports: list[BlockReport], blocks: int, reporter: Reporter) -> None:
+def _tell_of_success(reports: list[FitReport], blocks: int, reporter: Reporter) -> None:
     """Say how many blocks were put back as they were; warn if all were, though there was something to gain."""
+    reports = [report for report in reports if report.block is not None]
     improved, left = sum(report.improved for report in reports), blocks - len(reports)
     if 0 < improved < blocks:
         others = (
@@ -218,6 +235,7 @@ def walk_blocks(
     runtime: Runtime,
     *,
     ahead: int,
+    anew_behind: int = 0,
     stop: StopRequest,
     store: TokenStore,
 ) -> Iterator[BlockTokens]:
@@ -228,6 +246,7 @@ def walk_blocks(
 
     Args:
         ahead: how many of the teacher's next blocks are walked through, too.
+        anew_behind: behind so many blocks all of them have changed, and the student's tokens are made anew.
     """
     with between_steps(stop), torch.no_grad():
         renormalise = Renormalise.for_model(teacher, preprocess_of(student)).to(runtime.device)
@@ -245,7 +264,12 @@ def walk_blocks(
         if index + 1 == len(passes):
             break
         with between_steps(stop):
-            apply_block(student_block, tokens, runtime)
+            if index + 1 == anew_behind:
+                embed(student, images.batches(FORWARD_BATCH), len(images), runtime, store, into=tokens)
+                for block in passes[:anew_behind]:
+                    apply_block(block, tokens, runtime)
+            else:
+                apply_block(student_block, tokens, runtime)
             spare, furthest = line.popleft(), index + 1 + ahead
             if furthest < len(passes):
                 apply_block(teacher_passes[furthest], line[-1], runtime, into=spare)
@@ -254,18 +278,28 @@ def walk_blocks(
 
 @torch.no_grad()
 def embed(
-    model: Transformer, batches: Iterable[Tensor], count: int, runtime: Runtime, store: TokenStore
+    model: Transformer,
+    batches: Iterable[Tensor],
+    count: int,
+    runtime: Runtime,
+    store: TokenStore,
+    *,
+    into: Tensor | None = None,
 ) -> Tensor:
-    """The tokens [images, N, C] that enter the first block, of ``count`` images; float32, in ``store``."""
-    tokens, start = torch.empty(0), 0
+    """The tokens [images, N, C] that enter the first block, of ``count`` images; float32, in ``store``.
+
+    Args:
+        into: where they go; by default room is made for them.
+    """
+    tokens, start = into, 0
     for batch in batches:
         with runtime.autocast():
             part = tokens_of(model, batch)
-        if not start:
+        if tokens is None:
             tokens = store.empty((count, *part.shape[1:]))
         tokens[start : start + len(part)] = part
         start += len(part)
-    return tokens
+    return torch.empty(0) if tokens is None else tokens
 
 
 @torch.no_grad()

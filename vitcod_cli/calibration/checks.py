@@ -165,10 +165,12 @@ def tokens_bytes(model: Transformer, views: int, settings: CalibrationSettings) 
 
 
 def step_bytes(model: Transformer, views: int, settings: CalibrationSettings) -> int:
-    """Bytes of one step, through a block and those behind it, on some of ``views`` images, about."""
+    """Bytes of one step, through what is fitted and blocks behind it, on some of ``views`` images, about."""
     if not settings.enabled:
         return 0
     tokens, width = attention_shape(model)[-1], int(model.embed_dim)
     batch = min(views, max(1, settings.calibrate_batch_size // distributed.world_size()))
-    blocks = 1 + min(Depth.ahead, len(model.blocks) - 1)
+    blocks, depth = len(model.blocks), Depth()
+    own = depth.early(blocks) if settings.calibrate_joint_steps else 1
+    blocks = min(own + depth.ahead, blocks)
     return blocks * 4 * batch * (tokens * width * _ACTIVATIONS + 3 * attentions(model)[0].num_heads * tokens**2)

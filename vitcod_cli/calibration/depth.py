@@ -8,6 +8,7 @@ are many, no block is late. See docs/research.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -21,16 +22,18 @@ class Depth:
         late_rate: learning rate of a late block, as a share of an early one's.
         late_class_share: share of a late block's error that the class token gets, beside its share as a prefix
             token.
+        joint_rate: learning rate of the fit of the early blocks as one, as a share of an early block's own.
     """
 
     ahead: int = 2
     late_from: float = 0.5
     late_rate: float = 0.3
     late_class_share: float = 0.93
+    joint_rate: float = 0.3
 
     def is_late(self, index: int, blocks: int, class_tokens: int) -> bool:
         """Whether block ``index`` is late, in a model whose head reads so many class tokens alone."""
-        return class_tokens > 0 and index >= self.late_from * blocks
+        return class_tokens > 0 and index >= self.early(blocks)
 
     def learning_rate(self, early: float, index: int, blocks: int, class_tokens: int) -> float:
         """The peak learning rate of block ``index``, where that of the ``early`` ones is given."""
@@ -39,3 +42,7 @@ class Depth:
     def class_share(self, index: int, blocks: int, class_tokens: int) -> float:
         """What the class tokens get of the error of block ``index`` beforehand."""
         return self.late_class_share if self.is_late(index, blocks, class_tokens) else 0.0
+
+    def early(self, blocks: int) -> int:
+        """How many blocks are in front of where late ones may begin."""
+        return math.ceil(self.late_from * blocks)

@@ -19,7 +19,7 @@ from vitcod_cli import distributed
 from vitcod_cli.artifacts.describe import CALIBRATION
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.artifacts.safetensors_file import checked_kind, open_safetensors, write_safetensors
-from vitcod_cli.calibration.block_fit import BlockReport
+from vitcod_cli.calibration.fit import FitReport
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.errors import VitcodError
 from vitcod_cli.model.families import Transformer
@@ -41,7 +41,7 @@ class SavedCalibration:
         fingerprint: see :func:`fingerprint`.
         stop: is told where the finished part is saved.
         heads: metrics of the fit of the auto-encoders, one entry a layer; empty if there was none.
-        blocks: reports of the blocks that are finished.
+        blocks: reports of the fits that are finished.
         exists: whether anything is.
     """
 
@@ -51,7 +51,7 @@ class SavedCalibration:
     stop: StopRequest
     reporter: Reporter
     heads: list[dict[str, Any]] = field(default_factory=list)
-    blocks: list[BlockReport] = field(default_factory=list)
+    blocks: list[FitReport] = field(default_factory=list)
     exists: bool = False
 
     def resume(self) -> None:
@@ -70,8 +70,8 @@ class SavedCalibration:
         for parameter in self.student.parameters():
             distributed.broadcast(parameter.data)
         self.reporter.info(
-            f"Going on with the calibration: {len(self.blocks)} of {len(self.student.blocks)} blocks are finished "
-            f"({self.run.calibration})."
+            f"Going on with the calibration: {_count(self.blocks)} of {len(self.student.blocks)} blocks are "
+            f"finished ({self.run.calibration})."
         )
         self.run.begin()
         self.run.rewrite_metrics([*self.heads, *(report.metrics() for report in self.blocks)])
@@ -81,8 +81,8 @@ class SavedCalibration:
         self.heads = list(metrics)
         self._save(self.heads)
 
-    def add_block(self, report: BlockReport) -> None:
-        """Save that one more block is finished."""
+    def add_block(self, report: FitReport) -> None:
+        """Save that one more fit is finished."""
         self.blocks.append(report)
         self._save([report.metrics()])
 
@@ -101,7 +101,7 @@ class SavedCalibration:
             self.run.log(**line)
         self.exists, self.stop.saved = True, self.run.calibration
 
-    def _load(self) -> tuple[list[dict[str, Any]], list[BlockReport]] | None:
+    def _load(self) -> tuple[list[dict[str, Any]], list[FitReport]] | None:
         """Load the file into the student, and return its reports; None, with a warning, if that can't be."""
         path = self.run.calibration
         try:
@@ -180,17 +180,23 @@ def _differences(then: Any, now: Mapping[str, Any]) -> str:
     return f"another {', '.join(names)}" if names else ""
 
 
-def _reports(info: Mapping[str, Any], count: int) -> tuple[list[dict[str, Any]], list[BlockReport]] | None:
+def _reports(info: Mapping[str, Any], count: int) -> tuple[list[dict[str, Any]], list[FitReport]] | None:
     """The reports of heads and blocks in a file's metadata; None if it holds anything else."""
     try:
         heads = [dict(entry) for entry in info["heads"]]
-        blocks = [BlockReport(**entry) for entry in info["blocks"]]
+        blocks = [FitReport(**entry) for entry in info["blocks"]]
     except (TypeError, ValueError, KeyError):
         return None
-    numbers = [report.block for report in blocks]
+    numbers, joint = [report.block for report in blocks if report.block is not None], len(blocks) - _count(blocks)
     plain = all(isinstance(value, (int, float)) for report in blocks for value in (report.before, report.after))
-    whole = (heads or blocks) and numbers == list(range(len(blocks))) and len(blocks) <= count and plain
+    whole = (heads or blocks) and numbers == list(range(len(numbers))) and len(numbers) <= count and joint < 2
+    whole = whole and plain
     return (heads, blocks) if whole else None
+
+
+def _count(reports: Sequence[FitReport]) -> int:
+    """Blocks that were fitted."""
+    return sum(report.block is not None for report in reports)
 
 
 def _fits(student: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vitcod_cli.errors import VitcodError
 from vitcod_cli.settings import Settings, setting
 
 VIEWS = 1536
@@ -30,8 +31,22 @@ class CalibrationSettings(Settings, panel="Calibration"):
         minimum=1,
         show_default=False,
     )
+    calibrate_joint_steps: int = setting(
+        0,
+        "Steps in which the first half of the blocks is fitted as one, behind their own fits, on random parts of "
+        "the images; one takes as long as five or so of a block's. 0: none.",
+        minimum=0,
+    )
     calibrate_batch_size: int = setting(16, "Images of a calibration step, over all processes.", minimum=1)
     calibrate_lr: float = setting(1e-3, "Peak learning rate of calibration.", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibrate_joint_steps and not self.calibrate_steps:
+            raise VitcodError(
+                "--calibrate-joint-steps goes on from blocks that were fitted one by one: leave it out, or "
+                "--calibrate-steps 0."
+            )
 
     @property
     def enabled(self) -> bool:

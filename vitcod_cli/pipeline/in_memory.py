@@ -112,7 +112,7 @@ def compress(
         dense = running.prepare(dense).eval().requires_grad_()
         asked = calibration.changed(calibrate_images=num_images)
         if mask is None:
-            asked = asked.changed(calibrate_steps=0)
+            asked = asked.changed(calibrate_steps=0, calibrate_joint_steps=0)
         sample = _sample(images, dense, asked, running, reporter)
         first = sample.first(lowrank_calibration.calibrate_images)
         for wanted, some, settings in ((heads, first, lowrank_calibration), (mask, sample, calibration)):

@@ -39,6 +39,9 @@ _MASKED = 1.2
 """A step on a masked block in a calibration takes so many times one on a dense block, about, the next block's part
 of it included."""
 
+_JOINT = 0.4
+"""A step on the first half of the blocks as one takes so many times one of each block, about."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -130,7 +133,8 @@ class Plan:
         def calibration(settings: CalibrationSettings, factor: float) -> float:
             count = min(settings.calibrate_images, calibrated)
             looks = count * settings.crops(count) * (costs.read + (4 * costs.forward if settings.enabled else 0))
-            return looks + processes * blocks * settings.calibrate_steps * factor * costs.step
+            steps = settings.calibrate_steps + _JOINT * settings.calibrate_joint_steps
+            return looks + processes * blocks * steps * factor * costs.step
 
         lowrank = lowrank_calibration(options.calibration)
         mapped = min(options.map_images, train)
