@@ -161,7 +161,12 @@ def calibrate(
             together = JointFit.between(
                 student, teacher, images, settings, scope=scope, depth=depth, runtime=runtime, stop=stop
             )
-            keep(together.run(None, blocks, on_step(f"1-{early}")), f"Blocks 1 to {early}")
+            report = together.run(None, blocks, on_step(f"1-{early}"))
+            keep(report, f"Blocks 1 to {early}")
+            if not report.improved and not report.note:
+                reporter.info(
+                    f"Blocks 1 to {early} as one became no better on held-out images; they stay as they were."
+                )
     stop.where = ""
     _tell_of_success(reports, blocks, reporter)
     return reports
