@@ -141,6 +141,13 @@ def run(
         finetune_sparse(options, reporter)
 
 
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, without what differs from run to run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    measured = ("seconds", "images_per_second", "memory_mb", "loader_share")
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
+
+
 def main(text: str) -> int:
     """One process of a run; what it has to say goes to stderr."""
     options = json.loads(text)

@@ -325,7 +325,7 @@ def test_what_the_next_block_makes_of_the_output_counts(tiny_config: ModelConfig
             runtime=RUNTIME,
             stop=StopRequest(),
         )
-        fit.run(0, 0, lambda error: None)
+        fit.run(lambda error: None)
         with torch.no_grad():
             errors.append(float(goal.error(block(tokens), torch.arange(len(tokens)))[1]))
         assert all(parameter.grad is None for parameter in following.parameters())
@@ -344,7 +344,7 @@ def test_a_fit_is_judged_by_what_it_is_fitted_for(tiny_config: ModelConfig) -> N
     fit.goal = block_fit.Goal(block, target, OutputLoss.scaled_to(target, 1, CPU))
     fit.ahead = [block_fit.Goal(following, wanted, OutputLoss.scaled_to(wanted, 1, CPU))]
     first, _ = fit.held_out_errors()
-    report = fit.run(0, 0, lambda error: None)
+    report = fit.run(lambda error: None)
     last, _ = fit.held_out_errors()
     assert last < 0.95 * first
     assert report.before == 0 < report.after
@@ -362,7 +362,7 @@ def test_the_share_of_the_teachers_tokens_falls(tiny_config: ModelConfig, monkey
     monkeypatch.setattr(block_fit.BlockFit, "_mixed", watch)
     fit = a_fit(tiny_config, torch.randn(16, 17, 24), torch.randn(16, 17, 24))
     fit.steps = 4
-    fit.run(0, 0, lambda error: None)
+    fit.run(lambda error: None)
     assert shares == [block_fit.TEACHER_SHARE * left for left in (1, 0.75, 0.5, 0.25)]
 
 
@@ -378,9 +378,10 @@ class Shifted(nn.Module):
         return torch.cat([x[:, :1], 2 - x[:, 1:]], dim=1)
 
 
+@pytest.mark.parametrize("joint", [0, 5])
 @pytest.mark.parametrize(("scope", "unread"), [("block", True), ("attention", False)])
 def test_of_the_last_block_what_the_head_reads_is_fitted(
-    tiny_config: ModelConfig, scope: Any, unread: bool
+    tiny_config: ModelConfig, scope: Any, unread: bool, joint: int
 ) -> None:
     """Whatever the teacher makes of other rows changes nothing; the low-rank step, for maps, goes by all rows."""
     weights = []
@@ -388,7 +389,7 @@ def test_of_the_last_block_what_the_head_reads_is_fitted(
         teacher, student = teacher_and_student(tiny_config)
         if other_rows:
             teacher.blocks[-1] = Shifted(teacher.blocks[-1])
-        settings = CalibrationSettings(calibrate_steps=5, calibrate_batch_size=8)
+        settings = CalibrationSettings(calibrate_steps=5, calibrate_joint_steps=joint, calibrate_batch_size=8)
         images, reporter = calibration_images(), SilentReporter()
         reports = calibrate(student, teacher, images, settings, scope=scope, runtime=RUNTIME, reporter=reporter)
         assert reports[-1].improved

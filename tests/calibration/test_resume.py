@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from stopping import BLOCKS, STEPS, Never, Step, Stopper, make_checkpoint, run
+from stopping import BLOCKS, STEPS, Never, Step, Stopper, figures, make_checkpoint, run
 
 from vitcod_cli.artifacts.run_directory import RunDirectory
 from vitcod_cli.artifacts.safetensors_file import write_safetensors
@@ -46,12 +46,6 @@ def start(checkpoints: dict[str, str], image_folder: Path) -> Start:
         run(step, checkpoints[checkpoint or step], image_folder, folder, reporter, **options)
 
     return begin
-
-
-def figures(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    measured = ("seconds", "images_per_second", "memory_mb", "loader_share")
-    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
 
 
 def assert_same(one: Path, other: Path) -> None:

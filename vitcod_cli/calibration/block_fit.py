@@ -45,7 +45,6 @@ class BlockFit(Fit):
     """A block of the student, fitted in place.
 
     Attributes:
-        index: of the block, from 0.
         tokens: [images, N, C], what enters the block; ``crops`` views of each image, all images in
             their first view before all in their second.
         teacher_tokens: [images, N, C], what enters the teacher's block; both may be on another device than the
@@ -54,11 +53,15 @@ class BlockFit(Fit):
         ahead: what the teacher's next blocks should make of the output, one after the other.
     """
 
-    index: int
     tokens: Tensor
     teacher_tokens: Tensor
     goal: Goal
     ahead: Sequence[Goal]
+
+    @property
+    def block(self) -> int:
+        """From 0."""
+        return self.index
 
     @property
     def subject(self) -> str:

@@ -4,9 +4,9 @@ Each block is fed with what the already fitted blocks before it make of the imag
 what the teacher's block makes of the teacher's own tokens: it learns to make up for the errors that
 reach it, too, and looks ahead: what the teacher's next two blocks would make of its output counts as
 much. In late blocks the class token counts most where the head reads it, and of the last one only
-what is read. Nothing flows backwards through more than three blocks, so a step costs little of a
-training step, and the tokens of all images are kept instead of being computed again, in memory or
-in a file.
+what is read. The first half can be fitted as one behind that, see joint_fit.py. In the fit of a block
+nothing flows backwards through more than three blocks, so a step costs little of a training step, and
+the tokens of all images are kept instead of being computed again, in memory or in a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitcod_cli.calibration.checks import check_shares, step_bytes, tokens_bytes
 from vitcod_cli.calibration.depth import Depth
 from vitcod_cli.calibration.fit import FORWARD_BATCH, FitReport, Scope, between_steps, fitted_parameters
 from vitcod_cli.calibration.joint_fit import JointFit
-from vitcod_cli.calibration.objective import OutputLoss
+from vitcod_cli.calibration.objective import Objective
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.calibration.token_store import TokenStore
 from vitcod_cli.data.calibration import CalibrationImages
@@ -34,7 +34,6 @@ from vitcod_cli.machine import gigabytes
 from vitcod_cli.model.families import Transformer
 from vitcod_cli.model.passes import BlockPass, block_passes, tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.model.read_rows import class_tokens_read, last_block_pass, read_by_head
 from vitcod_cli.reporting import Reporter
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
@@ -56,7 +55,7 @@ def calibrate(
     runtime: Runtime,
     reporter: Reporter,
     finished: Sequence[FitReport] = (),
-    on_block: Callable[[FitReport], None] = lambda report: None,
+    on_fit: Callable[[FitReport], None] = lambda report: None,
     stop: StopRequest | None = None,
     folder: Path | None = None,
     depth: Depth | None = None,
@@ -73,7 +72,7 @@ def calibrate(
         settings: of which ``calibrate_steps`` is at least 1.
         scope: what is fitted: Q, K and the auto-encoders, or everything in the block.
         finished: the reports of the fits that ``student`` holds already.
-        on_block: called with the report of every fit when it is done.
+        on_fit: called with the report of every fit when it is done.
         stop: a signal ends the calibration behind the step, with :class:`~vitcod_cli.errors.Interrupted` in all
             processes.
         folder: for a file of tokens that don't fit into memory; the system's for temporary files by default.
@@ -93,29 +92,23 @@ def calibrate(
     stop, depth = stop or StopRequest(), depth or Depth()
     store = _store(student, len(images), settings, runtime=runtime, folder=folder, reporter=reporter)
     reports, blocks = list(finished), len(student.blocks)
-    # Once: ``finished`` may be the list that ``on_block`` appends to.
+    # Once: ``finished`` may be the list that ``on_fit`` appends to.
     fitted = sum(report.block is not None for report in finished)
     joined = fitted < len(finished)
-    with torch.no_grad():
-        passes, teacher_passes = block_passes(student), block_passes(teacher)
-    # Maps are dumped of all rows of a low-rank model, so that there all of them count.
-    read = read_by_head(student) if scope == "block" else None
-    class_tokens = class_tokens_read(student) if scope == "block" else 0
+    objective = Objective.of(student, scope, depth)
+    passes, teacher_passes = objective.passes(student), objective.passes(teacher)
     steps, joint = settings.calibrate_steps, settings.calibrate_joint_steps
     early = depth.early(blocks) if joint else 0
 
-    def goal(model: Transformer, index: int, block_pass: BlockPass, target: Tensor) -> Goal:
-        prefix, share = student.num_prefix_tokens, depth.class_share(index, blocks, class_tokens)
-        if read is not None and index == blocks - 1:
-            block_pass, target, prefix, share = last_block_pass(model, block_pass), target[:, read], 0, 0.0
-        loss = OutputLoss.scaled_to(target, prefix, runtime.device, class_tokens=class_tokens, class_share=share)
-        return Goal(block_pass, target, loss)
+    def goal(index: int, block_pass: BlockPass, target: Tensor) -> Goal:
+        target = objective.counted(index, target)
+        return Goal(block_pass, target, objective.loss(index, target, runtime.device))
 
     def keep(report: FitReport, name: str) -> None:
         if report.note:
             reporter.warn(f"{name}: {report.note}")
         reports.append(report)
-        on_block(report)
+        on_fit(report)
 
     with reporter.progress("calibrate", blocks * steps + joint, unit="steps") as progress, stop.deferred():
 
@@ -136,7 +129,7 @@ def calibrate(
                 fit = BlockFit(
                     index=index,
                     parameters=fitted_parameters(student.blocks[index], scope),
-                    peak=depth.learning_rate(settings.calibrate_lr, index, blocks, class_tokens),
+                    peak=depth.learning_rate(settings.calibrate_lr, index, blocks, objective.class_tokens),
                     views=len(images),
                     crops=images.crops,
                     steps=steps,
@@ -145,13 +138,13 @@ def calibrate(
                     stop=stop,
                     tokens=tokens.student,
                     teacher_tokens=tokens.entering,
-                    goal=goal(student, index, passes[index], tokens.leaving),
+                    goal=goal(index, passes[index], tokens.leaving),
                     ahead=[
-                        goal(teacher, following, teacher_passes[following], target)
+                        goal(following, teacher_passes[following], target)
                         for following, target in enumerate(tokens.ahead, index + 1)
                     ],
                 )
-                keep(fit.run(index, index, on_step(f"{index + 1}")), f"Block {index + 1}")
+                keep(fit.run(on_step(f"{index + 1}")), f"Block {index + 1}")
             if index + 1 != early:
                 continue
             if joined:
@@ -159,9 +152,9 @@ def calibrate(
                 continue
             stop.where = f" in the fit of the first {early} of {blocks} blocks as one"
             together = JointFit.between(
-                student, teacher, images, settings, scope=scope, depth=depth, runtime=runtime, stop=stop
+                student, teacher, images, objective, settings, scope=scope, runtime=runtime, stop=stop
             )
-            report = together.run(None, blocks, on_step(f"1-{early}"))
+            report = together.run(on_step(f"1-{early}"))
             keep(report, f"Blocks 1 to {early}")
             if not report.improved and not report.note:
                 reporter.info(

@@ -63,6 +63,8 @@ class Fit(ABC):
     """AdamW with a short warm-up and a cosine.
 
     Attributes:
+        index: of the block, from 0; of the fit of several, how many blocks there are. With the run's seed and the
+            process it decides which images each step sees.
         parameters: what is fitted, in place.
         peak: the learning rate behind the warm-up.
         views: of the images of this process; ``crops`` of each image, all images in their first before all in
@@ -71,6 +73,7 @@ class Fit(ABC):
         stop: asked behind every step; the processes agree.
     """
 
+    index: int
     parameters: list[nn.Parameter]
     peak: float
     views: int
@@ -97,15 +100,18 @@ class Fit(ABC):
 
     @property
     @abstractmethod
+    def block(self) -> int | None:
+        """For the report."""
+
+    @property
+    @abstractmethod
     def subject(self) -> str:
         """What is fitted, for sentences: ``block 3``."""
 
-    def run(self, block: int | None, seed: int, on_step: Callable[[float], None]) -> FitReport:
+    def run(self, on_step: Callable[[float], None]) -> FitReport:
         """Fit, and go back to where the parameters were if that was better.
 
         Args:
-            block: for the report.
-            seed: decides which images each step sees, with the run's seed and the process.
             on_step: called with the error of every step.
 
         Raises:
@@ -117,7 +123,7 @@ class Fit(ABC):
         loss_before, before = self.held_out_errors()
         if not math.isfinite(before):  # of what is fitted; blocks behind it are named when it is their turn
             raise VitcodError(_not_finite(self.subject, self.runtime))
-        note = self._train(seed, on_step)
+        note = self._train(on_step)
         self._zero_grad()  # else a training would begin with these gradients
         loss, after = self.held_out_errors()
         if not note and loss > max(2 * loss_before, _RISEN):
@@ -127,7 +133,7 @@ class Fit(ABC):
                 for parameter, value in zip(self.parameters, first, strict=True):
                     parameter.copy_(value)
             after = before
-        return FitReport(block, before, after, loss < loss_before, time.perf_counter() - started, note)
+        return FitReport(self.block, before, after, loss < loss_before, time.perf_counter() - started, note)
 
     @torch.no_grad()
     def held_out_errors(self) -> tuple[float, float]:
@@ -141,11 +147,11 @@ class Fit(ABC):
         loss_sum, error_sum, count = distributed.all_reduce_sum(sums).tolist()
         return float(loss_sum / count), float(error_sum / count)
 
-    def _train(self, seed: int, on_step: Callable[[float], None]) -> str:
+    def _train(self, on_step: Callable[[float], None]) -> str:
         """All steps; returns what went wrong, if anything did."""
         optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=0.0)
         generator = torch.Generator().manual_seed(
-            self.runtime.settings.seed * 1_000_003 + seed * 1009 + distributed.rank()
+            self.runtime.settings.seed * 1_000_003 + self.index * 1009 + distributed.rank()
         )
         batch, weight = self._share()
         for step in range(self.steps):

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 
-from vitcod_cli.calibration.depth import Depth
 from vitcod_cli.calibration.fit import FORWARD_BATCH, Fit, Scope, between_steps, fitted_parameters
-from vitcod_cli.calibration.objective import OutputLoss
+from vitcod_cli.calibration.objective import Objective, OutputLoss
 from vitcod_cli.calibration.settings import CalibrationSettings
 from vitcod_cli.data.calibration import CalibrationImages
 from vitcod_cli.data.renormalise import Renormalise
 from vitcod_cli.model.families import Transformer
-from vitcod_cli.model.passes import BlockPass, block_passes, tokens_of
+from vitcod_cli.model.passes import BlockPass, tokens_of
 from vitcod_cli.model.preprocessing import preprocess_of
-from vitcod_cli.model.read_rows import class_tokens_read, last_block_pass, read_by_head
 from vitcod_cli.runtime import Runtime
 from vitcod_cli.signals import StopRequest
 
@@ -82,38 +80,27 @@ class JointFit(Fit):
         student: Transformer,
         teacher: Transformer,
         images: CalibrationImages,
+        objective: Objective,
         settings: CalibrationSettings,
         *,
         scope: Scope,
-        depth: Depth,
         runtime: Runtime,
         stop: StopRequest,
     ) -> JointFit:
         """The fit of ``student`` to ``teacher``; all processes call it together."""
-        blocks, early = len(student.blocks), depth.early(len(student.blocks))
+        depth, blocks = objective.depth, objective.blocks
+        early = depth.early(blocks)
         end = min(early + depth.ahead, blocks)
-        # As in the blocks' own fits.
-        read = read_by_head(student) if scope == "block" and end == blocks else None
-        class_tokens = class_tokens_read(student) if scope == "block" else 0
-        with torch.no_grad():
-            own, others = block_passes(student), block_passes(teacher)
-        if read is not None:
-            own[-1], others[-1] = last_block_pass(student, own[-1]), last_block_pass(teacher, others[-1])
+        own, others = objective.passes(student), objective.passes(teacher)
         compared = sorted({early, end})
         preprocess = preprocess_of(student)
         ways = [
             Way(model, Renormalise.for_model(model, preprocess).to(runtime.device), passes, compared)
             for model, passes in ((student, [*own[:early], *others[early:end]]), (teacher, others[:end]))
         ]
-        losses = []
-        for number, target in zip(compared, _samples(ways[1], images, runtime, stop), strict=True):
-            prefix, share = student.num_prefix_tokens, depth.class_share(number - 1, blocks, class_tokens)
-            if read is not None and number == blocks:
-                prefix, share = 0, 0.0
-            losses.append(
-                OutputLoss.scaled_to(target, prefix, runtime.device, class_tokens=class_tokens, class_share=share)
-            )
+        samples = _samples(ways[1], images, runtime, stop)
         return cls(
+            index=blocks,
             parameters=[p for block in student.blocks[:early] for p in fitted_parameters(block, scope)],
             peak=depth.joint_rate * settings.calibrate_lr,
             views=len(images),
@@ -125,8 +112,15 @@ class JointFit(Fit):
             images=images,
             student=ways[0],
             teacher=ways[1],
-            losses=losses,
+            losses=[
+                objective.loss(behind - 1, target, runtime.device)
+                for behind, target in zip(compared, samples, strict=True)
+            ],
         )
+
+    @property
+    def block(self) -> None:
+        """No block's."""
 
     @property
     def subject(self) -> str:

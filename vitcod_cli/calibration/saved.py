@@ -81,7 +81,7 @@ class SavedCalibration:
         self.heads = list(metrics)
         self._save(self.heads)
 
-    def add_block(self, report: FitReport) -> None:
+    def add_fit(self, report: FitReport) -> None:
         """Save that one more fit is finished."""
         self.blocks.append(report)
         self._save([report.metrics()])

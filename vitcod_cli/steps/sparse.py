@@ -113,7 +113,7 @@ def _calibrate(
         runtime=running,
         reporter=reporter,
         finished=saved.blocks,
-        on_block=saved.add_block,
+        on_fit=saved.add_fit,
         stop=stop,
         folder=run.path,
     )
