@@ -146,10 +146,11 @@ def test_views_are_parts_of_their_images_half_of_them_mirrored() -> None:
     assert torch.equal(views, random_views(ramp, torch.Generator().manual_seed(0)))
 
 
-def test_on_the_way_to_a_mask_it_is_left_out() -> None:
-    """Half of the blocks' own steps go there; this one is for the mask itself."""
-    [(share, there)] = way_to(0.9, [0.75], CalibrationSettings(calibrate_steps=9, calibrate_joint_steps=7))
-    assert (share, there.calibrate_steps, there.calibrate_joint_steps) == (0.75, 5, 0)
+@pytest.mark.parametrize(("joint", "half"), [(0, 0), (7, 4)])
+def test_on_the_way_to_a_mask_it_has_half_of_its_steps(joint: int, half: int) -> None:
+    """As the blocks' own fits have."""
+    [(share, there)] = way_to(0.9, [0.75], CalibrationSettings(calibrate_steps=9, calibrate_joint_steps=joint))
+    assert (share, there.calibrate_steps, there.calibrate_joint_steps) == (0.75, 5, half)
 
 
 def test_its_memory_is_counted(tiny_config: ModelConfig) -> None:

@@ -71,7 +71,8 @@ def test_from_weights_to_a_model(compress: Any, cli: Cli, image_folder: Path) ->
 
 def test_a_sparse_mask_is_made_in_stages(compress: Any) -> None:
     """What was pruned on the way stays pruned, and the stages are gone on with."""
-    outcome = compress("--sparsity", 0.7, "--via", 0.6, 0.3, 0.8)
+    options = ("--via", 0.6, 0.3, 0.8, "--calibrate-joint-steps", 3)
+    outcome = compress("--sparsity", 0.7, *options)
     assert outcome.code == 0, outcome.err
     assert "on the way, 30%: calibrated, mapped again" in outcome.err
     way = ("via_0.30", "via_0.60")
@@ -83,12 +84,13 @@ def test_a_sparse_mask_is_made_in_stages(compress: Any) -> None:
     assert shares == pytest.approx([0.7, 0.4, 0.3], abs=0.01)
     assert all(bool((more | ~fewer).all()) for more, fewer in itertools.pairwise(masks))
     words = {stage["output"]: stage["command"].split() for stage in record()["stages"]}
-    for name, steps in (("via_0.30", "1"), ("via_0.60", "1")):
-        command = words[f"out/{name}/best.safetensors".removeprefix("out/")]
+    for name, steps, joint in (("via_0.30", "1", "2"), ("via_0.60", "1", "2"), ("allocated_0.70", "2", "3")):
+        command = words[f"{name}/best.safetensors"]
         assert command[command.index("--calibrate-steps") + 1] == steps
+        assert command[command.index("--calibrate-joint-steps") + 1] == joint
     final = record()["results"][-1]
     assert final["seconds"] >= sum(stage["seconds"] for stage in record()["stages"][3:]) - 0.2
-    again = compress("--sparsity", 0.65, "--via", 0.6, 0.3, 0.8, "--resume")
+    again = compress("--sparsity", 0.65, *options, "--resume")
     assert again.code == 0, again.err
     assert again.err.count("Finished earlier") == 8
     straight = compress("--sparsity", 0.7, "--via", 0, "--overwrite")

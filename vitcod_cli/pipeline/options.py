@@ -33,11 +33,14 @@ _SPARSITY: dict[str, Any] = {"above": 0, "below": 1, "panel": "Mask"}
 def way_to(
     sparsity: float, via: Sequence[float], calibration: CalibrationSettings
 ) -> list[tuple[float, CalibrationSettings]]:
-    """The sparsities on the way to a mask, ascending, each with its calibration: half of the steps, no joint ones.
+    """The sparsities on the way to a mask, ascending, each with its calibration: half of the steps of each kind.
 
     None where nothing is calibrated: importance is measured in rounds anyway.
     """
-    half = calibration.changed(calibrate_steps=math.ceil(calibration.calibrate_steps / 2), calibrate_joint_steps=0)
+    half = calibration.changed(
+        calibrate_steps=math.ceil(calibration.calibrate_steps / 2),
+        calibrate_joint_steps=math.ceil(calibration.calibrate_joint_steps / 2),
+    )
     return [(share, half) for share in sorted(set(via)) if 0 < share < sparsity and half.enabled]
 
 
